@@ -1,0 +1,257 @@
+package record
+
+import (
+	"bytes"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/tink-crypto/tink-go/v2/aead/subtle"
+	"github.com/tink-crypto/tink-go/v2/hybrid"
+	"github.com/tink-crypto/tink-go/v2/insecurecleartextkeyset"
+	"github.com/tink-crypto/tink-go/v2/keyset"
+	"github.com/tink-crypto/tink-go/v2/tink"
+)
+
+const (
+	sealContext = "verbatim/frame/1"
+	wrapContext = "verbatim/key/1"
+	keySize     = 32
+)
+
+// Sealer seals bodies with a data key for each session of one epoch. The data
+// keys are wrapped to the tenant's public key (HPKE, RFC 9180) with no call to
+// a key service, and are forgotten with the process. It is safe for concurrent
+// use.
+type Sealer struct {
+	epoch Epoch
+	wrap  tink.HybridEncrypt
+	limit int
+
+	mu sync.Mutex
+	// young and old are two generations: when young is full it becomes old, and
+	// what old held is forgotten. A session that comes back gets a new key.
+	young, old map[string]*dataKey
+}
+
+type dataKey struct {
+	id   KeyID
+	aead *subtle.AESGCM
+}
+
+// SealerConfig configures a [Sealer].
+type SealerConfig struct {
+	Epoch Epoch
+	// Tenant is the tenant's public keyset for hybrid encryption.
+	Tenant *keyset.Handle
+	// Sessions is how many data keys are kept, 4096 where it is 0.
+	Sessions int
+}
+
+// NewSealer returns a sealer for one epoch.
+func NewSealer(c SealerConfig) (*Sealer, error) {
+	if c.Tenant == nil {
+		return nil, errors.New("sealer: no tenant keyset")
+	}
+	wrap, err := hybrid.NewHybridEncrypt(c.Tenant)
+	if err != nil {
+		return nil, fmt.Errorf("sealer: the tenant's keyset is no public keyset for hybrid encryption: %w", err)
+	}
+	if c.Sessions <= 0 {
+		c.Sessions = 4096
+	}
+	return &Sealer{epoch: c.Epoch, wrap: wrap, limit: (c.Sessions + 1) / 2, young: map[string]*dataKey{}, old: map[string]*dataKey{}}, nil
+}
+
+// Key returns the id of the session's data key. When the key is new, fresh is
+// the key frame that must be stored in front of the first record sealed with
+// it, and is nil otherwise.
+func (s *Sealer) Key(session string, now time.Time) (id KeyID, fresh *Frame, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if k := s.young[session]; k != nil {
+		return k.id, nil, nil
+	}
+	k := s.old[session]
+	if k == nil {
+		if k, fresh, err = s.make(now); err != nil {
+			return KeyID{}, nil, err
+		}
+	}
+	if len(s.young) >= s.limit {
+		s.old, s.young = s.young, make(map[string]*dataKey, s.limit)
+	}
+	s.young[session] = k
+	return k.id, fresh, nil
+}
+
+func (s *Sealer) make(now time.Time) (*dataKey, *Frame, error) {
+	var raw [keySize]byte
+	k := &dataKey{}
+	if _, err := rand.Read(raw[:]); err != nil {
+		return nil, nil, fmt.Errorf("data key: %w", err)
+	}
+	if _, err := rand.Read(k.id[:]); err != nil {
+		return nil, nil, fmt.Errorf("data key: %w", err)
+	}
+	var err error
+	if k.aead, err = subtle.NewAESGCM(raw[:]); err != nil {
+		return nil, nil, fmt.Errorf("data key: %w", err)
+	}
+	wrapped, err := s.wrap.Encrypt(raw[:], wrapInfo(s.epoch, k.id))
+	clear(raw[:])
+	if err != nil {
+		return nil, nil, fmt.Errorf("data key: wrap: %w", err)
+	}
+	return k, &Frame{Kind: KindKey, Key: k.id, Time: now, Body: wrapped}, nil
+}
+
+// Seal replaces the frame's plain body with its sealed form under the
+// session's key, whose id it must already carry (see Key).
+func (s *Sealer) Seal(f *Frame, session string) error {
+	s.mu.Lock()
+	k := s.young[session]
+	if k == nil || k.id != f.Key {
+		k = s.old[session]
+	}
+	s.mu.Unlock()
+	if k == nil || k.id != f.Key {
+		return fmt.Errorf("seal: data key %x of the session is gone", f.Key)
+	}
+	sealed, err := k.aead.Encrypt(f.Body, sealAAD(s.epoch, f))
+	if err != nil {
+		return fmt.Errorf("seal: %w", err)
+	}
+	f.Body = sealed
+	return nil
+}
+
+func wrapInfo(e Epoch, id KeyID) []byte {
+	return append(append([]byte(wrapContext), e[:]...), id[:]...)
+}
+
+func sealAAD(e Epoch, f *Frame) []byte {
+	b := make([]byte, 0, len(sealContext)+len(e)+fixedHeader+MaxClass)
+	b = append(b, sealContext...)
+	b = append(b, e[:]...)
+	return f.header(b)
+}
+
+// ErrNoKey means that a body cannot be opened because its wrapped data key is
+// not at hand: erased, or not yet stored.
+var ErrNoKey = errors.New("data key is not at hand")
+
+// Opener opens sealed bodies. It is safe for concurrent use.
+type Opener struct {
+	unwrap tink.HybridDecrypt
+
+	mu   sync.Mutex
+	keys map[openKey]*subtle.AESGCM
+}
+
+type openKey struct {
+	epoch Epoch
+	id    KeyID
+}
+
+// NewOpener returns an opener for the tenant's private keyset.
+func NewOpener(tenant *keyset.Handle) (*Opener, error) {
+	unwrap, err := hybrid.NewHybridDecrypt(tenant)
+	if err != nil {
+		return nil, fmt.Errorf("opener: the keyset is no private keyset for hybrid encryption: %w", err)
+	}
+	return &Opener{unwrap: unwrap, keys: map[openKey]*subtle.AESGCM{}}, nil
+}
+
+// Add takes in a key frame of the epoch.
+func (o *Opener) Add(e Epoch, f *Frame) error {
+	if f.Kind != KindKey {
+		return fmt.Errorf("a %s frame carries no key", f.Kind)
+	}
+	o.mu.Lock()
+	_, have := o.keys[openKey{e, f.Key}]
+	o.mu.Unlock()
+	if have {
+		return nil
+	}
+	raw, err := o.unwrap.Decrypt(f.Body, wrapInfo(e, f.Key))
+	if err != nil {
+		return fmt.Errorf("data key %x: cannot be unwrapped with this keyset: %w", f.Key, err)
+	}
+	aead, err := subtle.NewAESGCM(raw)
+	if err != nil {
+		return fmt.Errorf("data key %x: %w", f.Key, err)
+	}
+	o.mu.Lock()
+	o.keys[openKey{e, f.Key}] = aead
+	o.mu.Unlock()
+	return nil
+}
+
+// Open returns the frame's plain body, or an error that wraps [ErrNoKey].
+func (o *Opener) Open(e Epoch, f *Frame) ([]byte, error) {
+	if f.Key == (KeyID{}) {
+		return f.Body, nil
+	}
+	o.mu.Lock()
+	aead := o.keys[openKey{e, f.Key}]
+	o.mu.Unlock()
+	if aead == nil {
+		return nil, fmt.Errorf("record %d: %w: %x", f.Sequence, ErrNoKey, f.Key)
+	}
+	b, err := aead.Decrypt(f.Body, sealAAD(e, f))
+	if err != nil {
+		return nil, fmt.Errorf("record %d: the sealed body does not open: %w", f.Sequence, err)
+	}
+	return b, nil
+}
+
+// NewTenant makes a fresh tenant keyset: HPKE with X25519, HKDF-SHA256 and
+// AES-256-GCM.
+func NewTenant() (*keyset.Handle, error) {
+	h, err := keyset.NewHandle(hybrid.DHKEM_X25519_HKDF_SHA256_HKDF_SHA256_AES_256_GCM_Key_Template())
+	if err != nil {
+		return nil, fmt.Errorf("tenant keyset: %w", err)
+	}
+	return h, nil
+}
+
+// MarshalTenant returns the keyset as JSON: with private, the whole keyset in
+// clear, to be kept like a password; without, the public part for gateways.
+func MarshalTenant(h *keyset.Handle, private bool) ([]byte, error) {
+	var b bytes.Buffer
+	w := keyset.NewJSONWriter(&b)
+	if private {
+		if err := insecurecleartextkeyset.Write(h, w); err != nil {
+			return nil, fmt.Errorf("tenant keyset: %w", err)
+		}
+		return b.Bytes(), nil
+	}
+	pub, err := h.Public()
+	if err != nil {
+		return nil, fmt.Errorf("tenant keyset: %w", err)
+	}
+	if err := pub.WriteWithNoSecrets(w); err != nil {
+		return nil, fmt.Errorf("tenant keyset: %w", err)
+	}
+	return b.Bytes(), nil
+}
+
+// ReadTenant reads a keyset that MarshalTenant wrote. With private false it
+// refuses a keyset that holds secrets: a gateway must not have them.
+func ReadTenant(r io.Reader, private bool) (*keyset.Handle, error) {
+	var h *keyset.Handle
+	var err error
+	if private {
+		h, err = insecurecleartextkeyset.Read(keyset.NewJSONReader(r))
+	} else {
+		h, err = keyset.ReadWithNoSecrets(keyset.NewJSONReader(r))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("tenant keyset: %w", err)
+	}
+	return h, nil
+}
