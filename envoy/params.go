@@ -42,6 +42,9 @@ type Params struct {
 	Processor Processor
 	// Connections are the upstreams, at least one; names are unique.
 	Connections []Connection
+	// Roots is the PEM file of the CAs that https upstreams are verified with;
+	// empty means the first of [SystemRoots]'s places that exists.
+	Roots string
 	// AccessLog is the file of the JSON access log, "-" for standard output,
 	// empty for none.
 	AccessLog string
@@ -91,7 +94,7 @@ type Connection struct {
 	// https://bigquery.googleapis.com. With https, the host's certificate is
 	// verified against its name; http is for local emulators.
 	REST string
-	// CA is a PEM file to verify the host with in place of the system's roots.
+	// CA is a PEM file to verify the host with in place of [Params.Roots].
 	CA string
 }
 

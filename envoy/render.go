@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"os"
 	"strings"
 	"text/template"
 	"time"
@@ -120,6 +121,14 @@ func Render(p Params) ([]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("envoy bootstrap: connection %q: %w", c.Name, err)
 		}
+		if e.TLS && c.CA == "" {
+			if p.Roots == "" {
+				if p.Roots, err = SystemRoots(); err != nil {
+					return nil, fmt.Errorf("envoy bootstrap: connection %q: %w", c.Name, err)
+				}
+			}
+			c.CA = p.Roots
+		}
 		v.Upstreams = append(v.Upstreams, upstream{endpoint: e, Cluster: c.Cluster(), CA: c.CA})
 	}
 	var out bytes.Buffer
@@ -127,6 +136,26 @@ func Render(p Params) ([]byte, error) {
 		return nil, fmt.Errorf("envoy bootstrap: %w", err)
 	}
 	return out.Bytes(), nil
+}
+
+// rootFiles are where distributions keep their CA bundle.
+var rootFiles = []string{
+	"/etc/ssl/certs/ca-certificates.crt",                // Debian, Alpine, distroless
+	"/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem", // Fedora, RHEL
+	"/etc/pki/tls/certs/ca-bundle.crt",
+	"/etc/ssl/ca-bundle.pem", // openSUSE
+	"/etc/ssl/cert.pem",
+}
+
+// SystemRoots returns the system's CA bundle. Envoy needs a file: it does not
+// implement system_root_certs, and verifies nothing where only that is set.
+func SystemRoots() (string, error) {
+	for _, name := range rootFiles {
+		if info, err := os.Stat(name); err == nil && info.Mode().IsRegular() {
+			return name, nil
+		}
+	}
+	return "", fmt.Errorf("no CA bundle in %s: install ca-certificates or set the roots file", strings.Join(rootFiles, ", "))
 }
 
 // mustAddress splits an address that check has accepted. Envoy takes
