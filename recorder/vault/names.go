@@ -1,0 +1,162 @@
+package vault
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"verbatim.dev/recorder/record"
+)
+
+// Where objects rest. Each ends with a slash.
+const (
+	SegmentsPrefix = "segments/"
+	KeysPrefix     = "keys/"
+)
+
+const (
+	dayForm    = "2006-01-02"
+	dayPrefix  = "dt=" // a Hive partition key, which BigQuery and DuckDB read
+	segmentExt = ".seg"
+	keyExt     = ".key"
+	seqDigits  = 20 // of the largest uint64, so that names sort by sequence
+
+	// MaxGateway is the longest name of a gateway, in bytes: that of a pod.
+	MaxGateway = 253
+)
+
+// Segment says what a segment holds. Its name follows from it.
+type Segment struct {
+	Day     string // UTC day of the first leaf frame's time, see [Day]
+	Gateway string
+	Epoch   record.Epoch
+	First   uint64 // sequence of the first record, at least 1
+	Last    uint64 // sequence of the last record, at least First
+}
+
+// Day returns the UTC day of t as segment names carry it.
+func Day(t time.Time) string { return t.UTC().Format(dayForm) }
+
+// CheckGateway reports whether a gateway's name can stand in a segment's name:
+// 1 to [MaxGateway] of A-Z, a-z, 0-9 and ". _ -", beginning with a letter or
+// digit.
+func CheckGateway(name string) error {
+	if name == "" || len(name) > MaxGateway {
+		return fmt.Errorf("gateway name of %d bytes: want 1 to %d", len(name), MaxGateway)
+	}
+	for i := range len(name) {
+		if c := name[i]; !nameByte(c) || i == 0 && (c == '.' || c == '_' || c == '-') {
+			return fmt.Errorf("gateway name %q: %q is not allowed at place %d (want letters, digits, and later also . _ -)", name, c, i)
+		}
+	}
+	return nil
+}
+
+// SegmentName returns the segment's name in the vault,
+// segments/dt=DAY/GATEWAY/EPOCH/FIRST-LAST.seg.
+func SegmentName(s Segment) (string, error) {
+	if err := s.check(); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%s%020d-%020d%s", SegmentPrefix(s.Day, s.Gateway, s.Epoch), s.First, s.Last, segmentExt), nil
+}
+
+// SegmentPrefix returns what the names of an epoch's segments of one day begin
+// with.
+func SegmentPrefix(day, gateway string, e record.Epoch) string {
+	return SegmentsPrefix + dayPrefix + day + "/" + gateway + "/" + e.String() + "/"
+}
+
+func (s Segment) check() error {
+	if err := CheckGateway(s.Gateway); err != nil {
+		return err
+	}
+	if t, err := time.Parse(dayForm, s.Day); err != nil || t.Format(dayForm) != s.Day {
+		return fmt.Errorf("day %q: want YYYY-MM-DD", s.Day)
+	}
+	if s.First == 0 || s.Last < s.First {
+		return fmt.Errorf("sequences %d to %d: want the first at least 1 and the last not below it", s.First, s.Last)
+	}
+	return nil
+}
+
+// ParseSegmentName reads what [SegmentName] wrote, and only that.
+func ParseSegmentName(name string) (Segment, error) {
+	s, err := parseSegmentName(name)
+	if err != nil {
+		return Segment{}, fmt.Errorf("segment name %q: %w", name, err)
+	}
+	return s, nil
+}
+
+func parseSegmentName(name string) (Segment, error) {
+	rest, ok := strings.CutPrefix(name, SegmentsPrefix+dayPrefix)
+	parts := strings.Split(rest, "/")
+	if !ok || len(parts) != 4 {
+		return Segment{}, errors.New("want segments/dt=DAY/GATEWAY/EPOCH/FIRST-LAST.seg")
+	}
+	s := Segment{Day: parts[0], Gateway: parts[1]}
+	var err error
+	if s.Epoch, err = parseEpoch(parts[2]); err != nil {
+		return Segment{}, err
+	}
+	file, ok := strings.CutSuffix(parts[3], segmentExt)
+	first, last, ok2 := strings.Cut(file, "-")
+	if !ok || !ok2 {
+		return Segment{}, fmt.Errorf("%q: want FIRST-LAST.seg", parts[3])
+	}
+	if s.First, err = parseSequence(first); err != nil {
+		return Segment{}, err
+	}
+	if s.Last, err = parseSequence(last); err != nil {
+		return Segment{}, err
+	}
+	return s, s.check()
+}
+
+func parseSequence(s string) (uint64, error) {
+	n, err := strconv.ParseUint(s, 10, 64)
+	if err != nil || len(s) != seqDigits {
+		return 0, fmt.Errorf("sequence %q: want %d digits", s, seqDigits)
+	}
+	return n, nil
+}
+
+// parseEpoch is stricter than [record.ParseEpoch]: a name has one spelling.
+func parseEpoch(s string) (record.Epoch, error) {
+	e, err := record.ParseEpoch(s)
+	if err == nil && e.String() != s {
+		err = fmt.Errorf("epoch %q: not in its canonical form", s)
+	}
+	return e, err
+}
+
+// KeyName returns the name of a wrapped data key, keys/EPOCH/KEYID.key. The
+// object is the key frame as the gateway stored it.
+func KeyName(e record.Epoch, id record.KeyID) string {
+	return KeysPrefix + e.String() + "/" + hex.EncodeToString(id[:]) + keyExt
+}
+
+// ParseKeyName reads what [KeyName] wrote, and only that.
+func ParseKeyName(name string) (record.Epoch, record.KeyID, error) {
+	var id record.KeyID
+	rest, ok := strings.CutPrefix(name, KeysPrefix)
+	epoch, file, ok2 := strings.Cut(rest, "/")
+	digits, ok3 := strings.CutSuffix(file, keyExt)
+	if !ok || !ok2 || !ok3 {
+		return record.Epoch{}, id, fmt.Errorf("key name %q: want keys/EPOCH/KEYID.key", name)
+	}
+	e, err := parseEpoch(epoch)
+	if err != nil {
+		return record.Epoch{}, id, fmt.Errorf("key name %q: %w", name, err)
+	}
+	b, err := hex.DecodeString(digits)
+	if err != nil || len(b) != len(id) || hex.EncodeToString(b) != digits {
+		return record.Epoch{}, id, fmt.Errorf("key name %q: want a key id of %d lower-case hex digits", name, 2*len(id))
+	}
+	copy(id[:], b)
+	return e, id, nil
+}
