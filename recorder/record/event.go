@@ -265,6 +265,10 @@ type Heartbeat struct {
 	// Refused counts requests that were refused while nothing could be
 	// recorded, since the epoch began.
 	Refused uint64 `json:"refused_unrecorded,omitempty"`
+	// Void says in a fixed word or two that this heartbeat took the sequence of
+	// a record that could not be made, and why. The append of that record
+	// failed, so nothing was released on it.
+	Void string `json:"void,omitempty"`
 }
 
 // Close is the body of a close record.

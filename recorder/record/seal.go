@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tink-crypto/tink-go/v2/aead/subtle"
@@ -34,12 +35,21 @@ type Sealer struct {
 	mu sync.Mutex
 	// young and old are two generations: when young is full it becomes old, and
 	// what old held is forgotten. A session that comes back gets a new key.
-	young, old map[string]*dataKey
+	young, old map[string]*DataKey
 }
 
-type dataKey struct {
-	id   KeyID
-	aead *subtle.AESGCM
+// DataKey is the data key of one session in one epoch. Who holds it can seal
+// with it even when its sealer has forgotten it. It is safe for concurrent use.
+type DataKey struct {
+	epoch Epoch
+	once  sync.Once // guards the making of the four below
+	id    KeyID
+	aead  *subtle.AESGCM
+	frame *Frame
+	err   error
+
+	ready     atomic.Bool // made, without an error
+	announced atomic.Bool
 }
 
 // SealerConfig configures a [Sealer].
@@ -63,70 +73,116 @@ func NewSealer(c SealerConfig) (*Sealer, error) {
 	if c.Sessions <= 0 {
 		c.Sessions = 4096
 	}
-	return &Sealer{epoch: c.Epoch, wrap: wrap, limit: (c.Sessions + 1) / 2, young: map[string]*dataKey{}, old: map[string]*dataKey{}}, nil
+	return &Sealer{epoch: c.Epoch, wrap: wrap, limit: (c.Sessions + 1) / 2, young: map[string]*DataKey{}, old: map[string]*DataKey{}}, nil
+}
+
+// DataKey returns the session's data key and makes it where there is none. The
+// key is wrapped outside the sealer's lock, so a new session does not hold up
+// the others.
+func (s *Sealer) DataKey(session string, now time.Time) (*DataKey, error) {
+	s.mu.Lock()
+	k := s.young[session]
+	if k == nil {
+		if k = s.old[session]; k == nil {
+			k = &DataKey{epoch: s.epoch}
+		}
+		if len(s.young) >= s.limit {
+			s.old, s.young = s.young, make(map[string]*DataKey, s.limit)
+		}
+		s.young[session] = k
+	}
+	s.mu.Unlock()
+	k.once.Do(func() { k.err = k.make(s.wrap, now) })
+	if k.err != nil {
+		s.mu.Lock() // the next call tries again with another key
+		if s.young[session] == k {
+			delete(s.young, session)
+		}
+		if s.old[session] == k {
+			delete(s.old, session)
+		}
+		s.mu.Unlock()
+		return nil, k.err
+	}
+	return k, nil
+}
+
+func (k *DataKey) make(wrap tink.HybridEncrypt, now time.Time) error {
+	var raw [keySize]byte
+	defer clear(raw[:])
+	if _, err := rand.Read(raw[:]); err != nil {
+		return fmt.Errorf("data key: %w", err)
+	}
+	if _, err := rand.Read(k.id[:]); err != nil {
+		return fmt.Errorf("data key: %w", err)
+	}
+	var err error
+	if k.aead, err = subtle.NewAESGCM(raw[:]); err != nil {
+		return fmt.Errorf("data key: %w", err)
+	}
+	wrapped, err := wrap.Encrypt(raw[:], wrapInfo(k.epoch, k.id))
+	if err != nil {
+		return fmt.Errorf("data key: wrap: %w", err)
+	}
+	k.frame = &Frame{Kind: KindKey, Key: k.id, Time: now, Body: wrapped}
+	if _, err := k.frame.Encode(nil); err != nil {
+		return fmt.Errorf("data key: %w", err)
+	}
+	k.ready.Store(true)
+	return nil
+}
+
+// ID returns the key's name.
+func (k *DataKey) ID() KeyID { return k.id }
+
+// Announce returns the encoded key frame on the first call of all and nil on
+// every later one. The frame must be stored in front of the first record that
+// is sealed with the key.
+func (k *DataKey) Announce() *Frame {
+	if k.announced.Swap(true) {
+		return nil
+	}
+	return k.frame
+}
+
+// Seal sets the frame's key and replaces its plain body with the sealed form.
+// Everything else in the frame's header must be final.
+func (k *DataKey) Seal(f *Frame) error {
+	f.Key = k.id
+	sealed, err := k.aead.Encrypt(f.Body, sealAAD(k.epoch, f))
+	if err != nil {
+		return fmt.Errorf("seal: %w", err)
+	}
+	f.Body = sealed
+	return nil
 }
 
 // Key returns the id of the session's data key. When the key is new, fresh is
 // the key frame that must be stored in front of the first record sealed with
 // it, and is nil otherwise.
 func (s *Sealer) Key(session string, now time.Time) (id KeyID, fresh *Frame, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if k := s.young[session]; k != nil {
-		return k.id, nil, nil
-	}
-	k := s.old[session]
-	if k == nil {
-		if k, fresh, err = s.make(now); err != nil {
-			return KeyID{}, nil, err
-		}
-	}
-	if len(s.young) >= s.limit {
-		s.old, s.young = s.young, make(map[string]*dataKey, s.limit)
-	}
-	s.young[session] = k
-	return k.id, fresh, nil
-}
-
-func (s *Sealer) make(now time.Time) (*dataKey, *Frame, error) {
-	var raw [keySize]byte
-	k := &dataKey{}
-	if _, err := rand.Read(raw[:]); err != nil {
-		return nil, nil, fmt.Errorf("data key: %w", err)
-	}
-	if _, err := rand.Read(k.id[:]); err != nil {
-		return nil, nil, fmt.Errorf("data key: %w", err)
-	}
-	var err error
-	if k.aead, err = subtle.NewAESGCM(raw[:]); err != nil {
-		return nil, nil, fmt.Errorf("data key: %w", err)
-	}
-	wrapped, err := s.wrap.Encrypt(raw[:], wrapInfo(s.epoch, k.id))
-	clear(raw[:])
+	k, err := s.DataKey(session, now)
 	if err != nil {
-		return nil, nil, fmt.Errorf("data key: wrap: %w", err)
+		return KeyID{}, nil, err
 	}
-	return k, &Frame{Kind: KindKey, Key: k.id, Time: now, Body: wrapped}, nil
+	return k.id, k.Announce(), nil
 }
 
 // Seal replaces the frame's plain body with its sealed form under the
-// session's key, whose id it must already carry (see Key).
+// session's key, whose id it must already carry (see [Sealer.Key]). It fails
+// when the sealer has forgotten the key since: with many sessions at once,
+// hold the key itself ([Sealer.DataKey]).
 func (s *Sealer) Seal(f *Frame, session string) error {
 	s.mu.Lock()
-	k := s.young[session]
-	if k == nil || k.id != f.Key {
-		k = s.old[session]
-	}
+	young, old := s.young[session], s.old[session]
 	s.mu.Unlock()
-	if k == nil || k.id != f.Key {
-		return fmt.Errorf("seal: data key %x of the session is gone", f.Key)
+	for _, k := range []*DataKey{young, old} {
+		// One that is still being made cannot be the one that Key returned.
+		if k != nil && k.ready.Load() && k.id == f.Key {
+			return k.Seal(f)
+		}
 	}
-	sealed, err := k.aead.Encrypt(f.Body, sealAAD(s.epoch, f))
-	if err != nil {
-		return fmt.Errorf("seal: %w", err)
-	}
-	f.Body = sealed
-	return nil
+	return fmt.Errorf("seal: data key %x of the session is gone", f.Key)
 }
 
 func wrapInfo(e Epoch, id KeyID) []byte {
