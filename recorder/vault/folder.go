@@ -342,7 +342,7 @@ func (f *Folder) list(ctx context.Context, dir, prefix string, yield func(string
 		return yield("", context.Cause(ctx)) && false
 	}
 	entries, err := f.fs.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 		return true
 	}
 	if err != nil {
