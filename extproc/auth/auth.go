@@ -2,10 +2,21 @@ package auth
 
 import (
 	"context"
-	"errors"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"fmt"
 	"log/slog"
+	"maps"
+	"net/url"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
+	"github.com/coreos/go-oidc/v3/oidc"
 	"verbatim.dev/recorder/record"
 )
 
@@ -83,70 +94,260 @@ type Identity struct {
 	Expires time.Time
 }
 
-// Verifier verifies tokens. It is safe for concurrent use.
-type Verifier struct{}
-
-// New checks the configuration, without any request to an issuer. Key sets of
-// issuers that previous (may be nil) reaches in the same way are taken over;
-// previous stays usable until its own Close.
-func New(ctx context.Context, cfg Config, previous *Verifier) (*Verifier, error) {
-	return nil, errors.New("not built yet")
+// ConfigError says what is wrong in a configuration. Issuer is the index in
+// Config.Issuers, or -1; Field is a field of IssuerConfig by its Go name, or empty.
+type ConfigError struct {
+	Issuer  int
+	Name    string
+	Field   string
+	Message string
 }
 
-// Verify returns the identity that token proves, or an *Error.
-func (v *Verifier) Verify(ctx context.Context, token string) (*Identity, error) {
-	return nil, refuse(TokenMissing, "not built yet")
+func (e *ConfigError) Error() string {
+	if e.Issuer < 0 {
+		return "issuers: " + e.Message
+	}
+	if e.Field == "" {
+		return fmt.Sprintf("issuer %q: %s", e.Name, e.Message)
+	}
+	return fmt.Sprintf("issuer %q: %s: %s", e.Name, e.Field, e.Message)
+}
+
+// Verifier verifies tokens. It is safe for concurrent use.
+type Verifier struct {
+	now      func() time.Time
+	issuers  []*issuer
+	byURL    map[string]*issuer
+	byDomain map[string]*issuer // SPIFFE issuers, for tokens without iss
+	close    sync.Once
+}
+
+type issuer struct {
+	IssuerConfig
+	algorithms map[string]bool
+	groups     string
+	leeway     time.Duration
+	oidc       *oidc.IDTokenVerifier
+	keys       *keySet
+}
+
+// asymmetric holds every algorithm that can be allowed. A symmetric one would make
+// each holder of the verification key a signer.
+var asymmetric = []string{
+	oidc.RS256, oidc.RS384, oidc.RS512,
+	oidc.PS256, oidc.PS384, oidc.PS512,
+	oidc.ES256, oidc.ES384, oidc.ES512,
+	oidc.EdDSA,
+}
+
+var issuerName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
+
+// New checks the configuration, without any request to an issuer. Key sets of
+// issuers that previous (may be nil) reaches in the same way are taken over, so a
+// reload asks nobody for keys again; previous stays usable until its own Close.
+// An error about the configuration is a *ConfigError.
+func New(ctx context.Context, cfg Config, previous *Verifier) (*Verifier, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if len(cfg.Issuers) == 0 {
+		return nil, &ConfigError{Issuer: -1, Message: "none configured: nobody could be proven"}
+	}
+	fetch := fetchConfig{
+		timeout:  or(cfg.FetchTimeout, 5*time.Second),
+		refresh:  or(cfg.KeyRefresh, 5*time.Minute),
+		lifetime: or(cfg.KeyLifetime, 24*time.Hour),
+		refetch:  or(cfg.RefetchInterval, 10*time.Second),
+		now:      cfg.Now,
+		logger:   cfg.Logger,
+	}
+	if fetch.timeout < 0 || fetch.refresh < 0 || fetch.refetch < 0 || fetch.lifetime < fetch.refresh {
+		return nil, &ConfigError{Issuer: -1, Message: "durations must be positive, and KeyLifetime at least KeyRefresh"}
+	}
+	if fetch.now == nil {
+		fetch.now = time.Now
+	}
+	if fetch.logger == nil {
+		fetch.logger = slog.Default()
+	}
+	v := &Verifier{now: fetch.now, byURL: map[string]*issuer{}, byDomain: map[string]*issuer{}}
+	names := map[string]bool{}
+	for n, ic := range cfg.Issuers {
+		is, err := newIssuer(ic)
+		if err == nil {
+			switch {
+			case names[is.Name]:
+				err = &ConfigError{Field: "Name", Message: "two issuers have it"}
+			case v.byURL[is.URL] != nil:
+				err = &ConfigError{Field: "URL", Message: "two issuers have it"}
+			case is.Profile == ProfileSPIFFE && v.byDomain[is.TrustDomain] != nil:
+				err = &ConfigError{Field: "TrustDomain", Message: "two issuers have it"}
+			}
+		}
+		var roots []byte
+		if err == nil {
+			roots, err = readCA(is.CAFile)
+		}
+		if err != nil {
+			err.Issuer, err.Name = n, ic.Name
+			v.Close()
+			return nil, err
+		}
+		names[is.Name] = true
+		v.byURL[is.URL] = is
+		if is.Profile == ProfileSPIFFE {
+			v.byDomain[is.TrustDomain] = is
+		}
+		is.keys = keysFor(ctx, is, roots, fetch, previous)
+		v.issuers = append(v.issuers, is)
+		is.oidc = oidc.NewVerifier(is.URL, is.keys, &oidc.Config{
+			SupportedSigningAlgs: slices.Sorted(maps.Keys(is.algorithms)),
+			// Any of several audiences, leeway and codes are beyond the library, and the
+			// issuer was picked by an exact match: Verify does these checks.
+			SkipClientIDCheck: true,
+			SkipExpiryCheck:   true,
+			SkipIssuerCheck:   true,
+		})
+	}
+	return v, nil
+}
+
+func or(d, def time.Duration) time.Duration {
+	if d == 0 {
+		return def
+	}
+	return d
+}
+
+func newIssuer(c IssuerConfig) (*issuer, *ConfigError) {
+	bad := func(field, format string, args ...any) (*issuer, *ConfigError) {
+		return nil, &ConfigError{Field: field, Message: fmt.Sprintf(format, args...)}
+	}
+	if !issuerName.MatchString(c.Name) {
+		return bad("Name", "want 1 to 63 of a-z, 0-9, '-', '_', '.', the first a letter or digit")
+	}
+	if c.Profile == "" {
+		c.Profile = ProfileGeneric
+	}
+	if profiles[c.Profile] == nil {
+		return bad("Profile", "no profile %q: want one of %s", c.Profile, strings.Join(slices.Sorted(maps.Keys(profiles)), ", "))
+	}
+	// A SPIFFE issuer may have no URL of its own: its tokens need no iss.
+	if !(c.Profile == ProfileSPIFFE && c.JWKSURL != "" && c.URL == "spiffe://"+c.TrustDomain) {
+		if err := checkURL(c.URL); err != nil {
+			return bad("URL", "%v", err)
+		}
+	}
+	if c.JWKSURL != "" {
+		if err := checkURL(c.JWKSURL); err != nil {
+			return bad("JWKSURL", "%v", err)
+		}
+	}
+	if len(c.Audiences) == 0 || slices.Contains(c.Audiences, "") {
+		return bad("Audiences", "want at least one, none empty: else tokens made for other services would pass")
+	}
+	is := &issuer{IssuerConfig: c, algorithms: map[string]bool{}, groups: c.GroupsClaim}
+	algorithms := c.Algorithms
+	if len(algorithms) == 0 {
+		algorithms = []string{oidc.RS256, oidc.ES256}
+	}
+	for _, a := range algorithms {
+		if !slices.Contains(asymmetric, a) {
+			return bad("Algorithms", "%q is not allowed: want some of %s", a, strings.Join(asymmetric, ", "))
+		}
+		is.algorithms[a] = true
+	}
+	if c.Profile == ProfileGoogle && is.groups == "" {
+		is.groups = "hd"
+	}
+	if len(c.Claims) > 0 && c.Profile != ProfileGeneric {
+		return bad("Claims", "the %s profile has its own; a mapping is for the generic profile", c.Profile)
+	}
+	for _, field := range slices.Sorted(maps.Keys(c.Claims)) {
+		if mapped[field] == nil {
+			return bad("Claims", "no field %q: want some of %s", field, strings.Join(slices.Sorted(maps.Keys(mapped)), ", "))
+		}
+		if c.Claims[field] == "" {
+			return bad("Claims", "%s: want the name of a claim", field)
+		}
+	}
+	if c.Profile == ProfileSPIFFE {
+		if !validTrustDomain(c.TrustDomain) {
+			return bad("TrustDomain", "want the trust domain of the spiffe profile, like prod.example.com")
+		}
+	} else if c.TrustDomain != "" {
+		return bad("TrustDomain", "only for the spiffe profile")
+	}
+	switch {
+	case c.Leeway > MaxLeeway:
+		return bad("Leeway", "want at most %s", MaxLeeway)
+	case c.Leeway == 0:
+		is.leeway = DefaultLeeway
+	case c.Leeway > 0:
+		is.leeway = c.Leeway
+	}
+	return is, nil
+}
+
+// checkURL wants https, or http on loopback: keys fetched in the clear could be
+// anybody's.
+func checkURL(s string) error {
+	u, err := url.Parse(s)
+	switch {
+	case err != nil, u.Host == "", u.Opaque != "":
+		return fmt.Errorf("%q is no URL: want https://host/path", s)
+	case u.User != nil, u.RawQuery != "", u.ForceQuery, u.Fragment != "":
+		return fmt.Errorf("want no user, query or fragment in the URL")
+	case u.Scheme == "https", u.Scheme == "http" && loopback(u.Hostname()):
+		return nil
+	}
+	return fmt.Errorf("%q: want https (http is for loopback only)", s)
+}
+
+func readCA(file string) ([]byte, *ConfigError) {
+	if file == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, &ConfigError{Field: "CAFile", Message: err.Error()}
+	}
+	if !x509.NewCertPool().AppendCertsFromPEM(b) {
+		return nil, &ConfigError{Field: "CAFile", Message: file + " holds no PEM certificate"}
+	}
+	return b, nil
+}
+
+// keysFor returns the previous key set that is fetched in the very same way, or a
+// new one.
+func keysFor(ctx context.Context, is *issuer, roots []byte, fetch fetchConfig, previous *Verifier) *keySet {
+	sum := sha256.Sum256(roots)
+	id := fmt.Sprintf("%q %q %q %s %t %v %v %v %v", is.Name, is.URL, is.JWKSURL, hex.EncodeToString(sum[:]), is.Profile == ProfileSPIFFE,
+		fetch.timeout, fetch.refresh, fetch.lifetime, fetch.refetch)
+	if previous != nil {
+		for _, p := range previous.issuers {
+			if p.keys.id == id && p.keys.retain() {
+				return p.keys
+			}
+		}
+	}
+	return newKeySet(ctx, id, is, roots, fetch)
+}
+
+// Issuers returns the names of the configured issuers and their URLs.
+func (v *Verifier) Issuers() map[string]string {
+	m := map[string]string{}
+	for _, is := range v.issuers {
+		m[is.Name] = is.URL
+	}
+	return m
 }
 
 // Close ends the fetches of key sets that no other verifier shares, and waits for them.
-func (v *Verifier) Close() {}
-
-// Bearer returns the token of a request. It refuses requests that carry a
-// credential in another place or more than one.
-func Bearer(headers []record.Header, rawQuery string) (token string, err error) {
-	return "", refuse(TokenMissing, "not built yet")
+func (v *Verifier) Close() {
+	v.close.Do(func() {
+		for _, is := range v.issuers {
+			is.keys.release()
+		}
+	})
 }
-
-// RedactQuery returns the query with the values of credentials replaced.
-func RedactQuery(rawQuery string) string { return "" }
-
-// CredentialHeader reports whether a header of this name may hold a credential.
-func CredentialHeader(name string) bool { return true }
-
-// CredentialValue reports whether a value holds a JWT or a Google token.
-func CredentialValue(value string) bool { return true }
-
-// Session returns the session of an identity: 52 characters of lower-case base32.
-func Session(key []byte, id *Identity, now time.Time) string { return "" }
-
-// Explanation says step by step what Verify makes of a token.
-type Explanation struct {
-	Steps    []Step
-	Identity *Identity // nil where refused
-	Err      error
-}
-
-// Step is one check.
-type Step struct {
-	Name   string
-	OK     bool
-	Detail string
-}
-
-// Explain is Verify with its steps.
-func (v *Verifier) Explain(ctx context.Context, token string) Explanation { return Explanation{} }
-
-// Revocations is a deny list of tokens and subjects.
-type Revocations struct{}
-
-// LoadRevocations reads the list from a YAML file.
-func LoadRevocations(file string) (*Revocations, error) { return nil, errors.New("not built yet") }
-
-// For resolves issuers' names against v; an entry that names no issuer is an error.
-func (r *Revocations) For(v *Verifier) (*Revocations, error) { return r, nil }
-
-// Revoked reports whether id is on the list, and why.
-func (r *Revocations) Revoked(id *Identity) (reason string, ok bool) { return "", true }
-
-// Check is Revoked as an *Error.
-func (r *Revocations) Check(id *Identity) error { return refuse(Revoked, "not built yet") }
