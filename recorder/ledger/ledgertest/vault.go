@@ -1,0 +1,260 @@
+// Package ledgertest makes vaults for tests: sealed, chained and cut as
+// gateways and the sink make them, with times and epochs that are the same in
+// every run. Only keys and nonces differ.
+package ledgertest
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"io/fs"
+	"iter"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/tink-crypto/tink-go/v2/keyset"
+
+	"verbatim.dev/recorder/record"
+	"verbatim.dev/recorder/vault"
+)
+
+// Vault is a vault in memory, open to every change.
+type Vault struct {
+	Files map[string][]byte
+	// Listed, where set, is called after each name that List gives.
+	Listed func(name string)
+}
+
+// New returns an empty vault.
+func New() *Vault { return &Vault{Files: map[string][]byte{}} }
+
+// Open returns a file's content.
+func (v *Vault) Open(_ context.Context, name string) (io.ReadCloser, error) {
+	b, ok := v.Files[name]
+	if !ok {
+		return nil, fmt.Errorf("open %s: %w", name, fs.ErrNotExist)
+	}
+	return io.NopCloser(bytes.NewReader(b)), nil
+}
+
+// List gives the names that were there when it began.
+func (v *Vault) List(_ context.Context, prefix string) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		for _, name := range slices.Sorted(maps.Keys(v.Files)) {
+			if !strings.HasPrefix(name, prefix) {
+				continue
+			}
+			if !yield(name, nil) {
+				return
+			}
+			if v.Listed != nil {
+				v.Listed(name)
+			}
+		}
+	}
+}
+
+// Clone returns a copy that shares nothing.
+func (v *Vault) Clone() *Vault {
+	c := New()
+	for name, b := range v.Files {
+		c.Files[name] = bytes.Clone(b)
+	}
+	return c
+}
+
+// Names gives the names with a prefix, sorted.
+func (v *Vault) Names(prefix string) []string {
+	var names []string
+	for name := range v.Files {
+		if strings.HasPrefix(name, prefix) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Write writes the vault into a folder.
+func (v *Vault) Write(dir string) error {
+	for name, b := range v.Files {
+		file := filepath.Join(dir, filepath.FromSlash(name))
+		if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+			return err
+		}
+		if err := os.WriteFile(file, b, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Start is when the first gateway of a test opens.
+var Start = time.Date(2026, 3, 14, 9, 0, 0, 0, time.UTC)
+
+// Gateway plays a gateway and its sink.
+type Gateway struct {
+	Name  string
+	Now   time.Time // each record takes a millisecond
+	Vault *Vault
+	Epoch record.Epoch
+	// Class is the retention class of the records.
+	Class string
+
+	tenant *keyset.Handle
+	random *rand.ChaCha8
+	sealer *record.Sealer
+	next   uint64
+	head   record.ChainHead
+	end    *record.EpochEnd
+	open   map[uint64]string // exchanges without an outcome, with their class
+
+	segment []byte // frames since the last cut
+	first   uint64
+	from    record.ChainHead
+	day     string
+}
+
+// NewGateway returns a gateway that has not begun an epoch.
+func NewGateway(v *Vault, name string, tenant *keyset.Handle) *Gateway {
+	var seed [32]byte
+	copy(seed[:], name)
+	return &Gateway{Name: name, Now: Start, Vault: v, Class: "standard", tenant: tenant, random: rand.NewChaCha8(seed)}
+}
+
+// Begin opens an epoch and closes what a crash left open.
+func (g *Gateway) Begin() {
+	crashed := g.Epoch
+	id := func(seq uint64) string { return record.ID{Epoch: crashed, Sequence: seq}.String() }
+	var left []record.Draft
+	for _, seq := range slices.Sorted(maps.Keys(g.open)) {
+		o := record.Outcome{OCSF: record.NewOCSF(record.ClassAPI, record.ActivityOther, g.Now, id(seq), "recovery")}
+		o.Verbatim = record.OutcomeDetail{Session: "recovery", Result: record.ResultInterrupted, Cause: "gateway crashed", Interrupted: id(seq)}
+		left = append(left, record.Draft{Kind: record.KindOutcome, Session: "recovery", Class: g.open[seq], Body: body(o)})
+	}
+	g.Epoch = must(record.NewEpoch(g.Now, g.random))
+	g.sealer = must(record.NewSealer(record.SealerConfig{Epoch: g.Epoch, Tenant: g.tenant}))
+	g.next, g.head, g.open = 1, record.NewChain(g.Epoch, g.Name), map[uint64]string{}
+	g.segment, g.first, g.from = nil, 1, g.head
+	g.put(record.Draft{Kind: record.KindOpen, Body: body(record.Open{Gateway: g.Name, Version: "test", Opened: g.Now, Previous: g.end})}, 0)
+	for _, d := range left {
+		g.put(d, g.next)
+	}
+	g.commit(false)
+}
+
+// Append stores the drafts as one commit.
+func (g *Gateway) Append(drafts ...record.Draft) record.ID {
+	begun := g.next
+	for _, d := range drafts {
+		exchange := d.Exchange
+		if exchange == 0 && d.Session != "" {
+			exchange = begun
+		}
+		g.put(d, exchange)
+	}
+	g.commit(false)
+	exchange := drafts[0].Exchange
+	if exchange == 0 {
+		exchange = begun
+	}
+	return record.ID{Epoch: g.Epoch, Sequence: exchange}
+}
+
+func (g *Gateway) put(d record.Draft, exchange uint64) {
+	g.Now = g.Now.Add(time.Millisecond)
+	f := record.Frame{
+		Kind: d.Kind, Direction: d.Direction, Flags: d.Flags, Sequence: g.next, Exchange: exchange,
+		Piece: d.Piece, Offset: d.Offset, Time: g.Now, Class: d.Class, Body: d.Body,
+	}
+	if f.Class == "" {
+		f.Class = g.Class
+	}
+	f.Expiry = g.Now.AddDate(1, 0, 0)
+	if d.Render != nil {
+		f.Body = must(d.Render(record.ID{Epoch: g.Epoch, Sequence: exchange}))
+	}
+	if d.Session != "" {
+		id, fresh, err := g.sealer.Key(d.Session, g.Now)
+		check(err)
+		f.Key = id
+		if fresh != nil {
+			g.Vault.Files[vault.KeyName(g.Epoch, id)] = must(fresh.Encode(nil))
+		}
+		check(g.sealer.Seal(&f, d.Session))
+		if d.Kind == record.KindOutcome {
+			delete(g.open, exchange)
+		} else {
+			g.open[exchange] = f.Class
+		}
+	}
+	if g.segment == nil {
+		g.day = vault.Day(g.Now)
+	}
+	g.segment = must(f.Encode(g.segment))
+	g.head = g.head.Next(f.Leaf())
+	g.next++
+}
+
+func (g *Gateway) commit(cut bool) {
+	c := record.Checkpoint(g.next-1, g.head, g.Now, cut)
+	g.segment = must(c.Encode(g.segment))
+}
+
+// Cut ends the segment and puts it into the vault.
+func (g *Gateway) Cut() {
+	if g.next == g.first {
+		return
+	}
+	g.commit(true)
+	h := vault.Header{Gateway: g.Name, Epoch: g.Epoch, First: g.first, Head: g.from}
+	name := must(vault.SegmentName(vault.Segment{Day: g.day, Gateway: g.Name, Epoch: g.Epoch, First: g.first, Last: g.next - 1}))
+	g.Vault.Files[name] = append(must(h.Append(nil)), g.segment...)
+	g.segment, g.first, g.from = nil, g.next, g.head
+}
+
+// Crash ends the epoch where it stands. What is not cut reaches the vault, as
+// it does when the next process recovers the journal.
+func (g *Gateway) Crash() {
+	g.Cut()
+	g.end = &record.EpochEnd{Epoch: g.Epoch.String(), Sequence: g.next - 1, Head: hex.EncodeToString(g.head[:]), Truncated: 17}
+}
+
+// Close ends the epoch in order.
+func (g *Gateway) Close() {
+	g.Append(record.Draft{Kind: record.KindClose, Body: body(record.Close{Reason: "stop"})})
+	g.Crash()
+	g.end.Closed, g.end.Truncated = true, 0
+}
+
+// Forget makes recovery miss an exchange that is open.
+func (g *Gateway) Forget(id record.ID) { delete(g.open, id.Sequence) }
+
+// Remember makes recovery take an exchange for open.
+func (g *Gateway) Remember(id record.ID) { g.open[id.Sequence] = g.Class }
+
+// Heartbeat records that the gateway is alive.
+func (g *Gateway) Heartbeat() {
+	g.Append(record.Draft{Kind: record.KindHeartbeat, Body: body(record.Heartbeat{Open: uint64(len(g.open))})})
+}
+
+func body(v any) []byte { return must(record.Marshal(v)) }
+
+func must[T any](v T, err error) T {
+	check(err)
+	return v
+}
+
+// check ends the test: what it is given cannot fail in a generator.
+func check(err error) {
+	if err != nil {
+		panic(err)
+	}
+}

@@ -1,0 +1,128 @@
+package ledger
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Code says what kind of thing is wrong. Codes are stable.
+type Code string
+
+// The codes of findings.
+const (
+	FileUnknown     Code = "file_unknown"     // a file that is no segment lies among the segments
+	NameWrong       Code = "name_wrong"       // a segment's name does not match what it holds
+	HeaderWrong     Code = "header_wrong"     // a segment's header is not what it must be
+	FrameWrong      Code = "frame_wrong"      // bytes that are no frame: changed, cut off, or of an unknown version
+	SequenceWrong   Code = "sequence_wrong"   // a record does not follow the one before
+	SegmentMissing  Code = "segment_missing"  // records between two segments, or before the first, are missing
+	SegmentTwice    Code = "segment_twice"    // records are there a second time
+	ChainWrong      Code = "chain_wrong"      // a chain head is not the one that the records give
+	EndWrong        Code = "end_wrong"        // a segment does not end with its cut checkpoint
+	KindWrong       Code = "kind_wrong"       // a record stands where its kind may not
+	KeyWrong        Code = "key_wrong"        // a key file does not hold its key
+	BodyWrong       Code = "body_wrong"       // a body does not open or does not read
+	ExchangeWrong   Code = "exchange_wrong"   // the records of an exchange do not make one
+	TotalsWrong     Code = "totals_wrong"     // an outcome's totals are not those of its payload
+	EpochWrong      Code = "epoch_wrong"      // an epoch's first record does not cite what the vault holds
+	TailLost        Code = "tail_lost"        // an epoch ended neither in order nor by the citation of the next
+	ExchangeUnended Code = "exchange_unended" // an exchange that a crash cut off was never closed by a later epoch
+)
+
+// Finding is one thing that is wrong. Sequence and Offset are 0 where the
+// finding is about no one record.
+type Finding struct {
+	Code     Code   `json:"code"`
+	Segment  string `json:"segment,omitempty"`
+	Gateway  string `json:"gateway,omitempty"`
+	Epoch    string `json:"epoch,omitempty"`
+	Sequence uint64 `json:"sequence,omitempty"`
+	// Offset is that of the record's first byte in the segment's file.
+	Offset  int64  `json:"offset,omitempty"`
+	Message string `json:"message"`
+}
+
+// String returns the finding in one line.
+func (f Finding) String() string {
+	var b strings.Builder
+	switch {
+	case f.Segment != "":
+		fmt.Fprintf(&b, "%s: ", f.Segment)
+	case f.Epoch != "":
+		fmt.Fprintf(&b, "epoch %s of gateway %s: ", f.Epoch, f.Gateway)
+	}
+	if f.Sequence != 0 {
+		fmt.Fprintf(&b, "record %d", f.Sequence)
+		if f.Offset != 0 {
+			fmt.Fprintf(&b, " at byte %d", f.Offset)
+		}
+		b.WriteString(": ")
+	} else if f.Offset != 0 {
+		fmt.Fprintf(&b, "byte %d: ", f.Offset)
+	}
+	b.WriteString(f.Message)
+	return b.String()
+}
+
+// Report is the result of a verification.
+type Report struct {
+	Sound    bool  `json:"sound"`
+	Segments int64 `json:"segments"`
+	Records  int64 `json:"records"`
+	Bytes    int64 `json:"bytes"` // of segment files
+	// Exchanges counts by how they stand.
+	Exchanges Exchanges `json:"exchanges"`
+	// Opened is true where the sealed bodies were opened and the outcomes'
+	// totals compared with the payloads.
+	Opened bool `json:"opened"`
+	// KeysMissing counts data keys that records were sealed with and that the
+	// vault does not hold. Keys may be erased; no record is.
+	KeysMissing int64 `json:"keys_missing"`
+	// Missing names the first of them.
+	Missing []Missing `json:"missing,omitempty"`
+	// Gateways are in the order of their names.
+	Gateways []Gateway `json:"gateways"`
+	// Complete is the time up to which every gateway's records are here, as far
+	// as the vault itself can show: the earliest of the gateways that are not
+	// closed, and with all closed the latest. Zero for an empty vault.
+	Complete time.Time `json:"complete_until,omitzero"`
+	// Findings are in the order in which they were found.
+	Findings []Finding `json:"findings,omitempty"`
+	// More counts findings that Findings had no place for.
+	More int64 `json:"more_findings,omitempty"`
+}
+
+// Exchanges counts exchanges.
+type Exchanges struct {
+	Total int64 `json:"total"`
+	// Ended have an outcome in their own epoch.
+	Ended int64 `json:"ended"`
+	// Interrupted were cut off by a crash, and a later epoch closed them.
+	Interrupted int64 `json:"interrupted"`
+	// Pending are open at the end of what their gateway delivered.
+	Pending int64 `json:"pending"`
+}
+
+// Missing says that a data key is not in the vault.
+type Missing struct {
+	Key     string `json:"key"`
+	Gateway string `json:"gateway"`
+	Epoch   string `json:"epoch"`
+	// Segment and Sequence are of the first record that needs it.
+	Segment  string `json:"segment"`
+	Sequence uint64 `json:"sequence"`
+}
+
+// Gateway sums up one gateway.
+type Gateway struct {
+	Name     string `json:"name"`
+	Epochs   int    `json:"epochs"`
+	Records  uint64 `json:"records"`
+	Last     string `json:"last_epoch"`
+	Sequence uint64 `json:"last_sequence"`
+	Head     string `json:"head"` // hex: keep it elsewhere to hold a later verification against
+	// Complete is the time of the last record that a checkpoint confirmed.
+	Complete time.Time `json:"complete_until"`
+	Closed   bool      `json:"closed"` // the last epoch ended in order
+}

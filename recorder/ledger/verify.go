@@ -1,0 +1,556 @@
+package ledger
+
+import (
+	"cmp"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"time"
+
+	"verbatim.dev/recorder/keyring"
+	"verbatim.dev/recorder/record"
+	"verbatim.dev/recorder/vault"
+)
+
+// Opener opens sealed bodies. It returns an error that wraps [record.ErrNoKey]
+// where the body's key is not in the vault.
+type Opener interface {
+	Open(ctx context.Context, e record.Epoch, f *record.Frame) ([]byte, error)
+}
+
+// Options of a verification.
+type Options struct {
+	// Keys, where set, opens the sealed bodies, so that they can be compared
+	// with what the outcomes say of them.
+	Keys Opener
+	// Findings is how many findings the report keeps, 100 where it is 0.
+	Findings int
+}
+
+// mostMissing is how many missing keys a report names.
+const mostMissing = 20
+
+// Verify reads the whole vault and reports what is wrong with it. The error is
+// about the reading alone: a vault that does not answer, or ctx that ended.
+// The vault may grow meanwhile.
+func Verify(ctx context.Context, v Vault, o Options) (*Report, error) {
+	if o.Findings <= 0 {
+		o.Findings = 100
+	}
+	c := &verifier{
+		ctx: ctx, vault: v, options: o, report: &Report{Opened: o.Keys != nil},
+		epochs: map[record.Epoch]*epoch{}, closers: map[record.ID]place{}, keys: newSeen(),
+	}
+	for path, err := range v.List(ctx, vault.SegmentsPrefix) {
+		if err != nil {
+			return nil, fmt.Errorf("verify: list the vault's segments: %w", err)
+		}
+		if err := c.file(path); err != nil {
+			return nil, fmt.Errorf("verify: %w", err)
+		}
+	}
+	if err := c.finish(); err != nil {
+		return nil, fmt.Errorf("verify: %w", err)
+	}
+	c.report.Sound = len(c.report.Findings) == 0
+	return c.report, nil
+}
+
+type verifier struct {
+	ctx     context.Context
+	vault   Vault
+	options Options
+	report  *Report
+
+	epochs map[record.Epoch]*epoch
+	order  []*epoch // as they appeared
+	// closers are the recovery's outcomes that name an exchange of an epoch
+	// that has not appeared yet.
+	closers map[record.ID]place
+	keys    *seen
+}
+
+// place is where a record lies.
+type place struct {
+	name   Name
+	seq    uint64
+	offset int64
+}
+
+// epoch is what is kept of an epoch while others are read.
+type epoch struct {
+	id      record.Epoch
+	gateway string
+	first   Name
+	last    Name
+	next    uint64
+	head    record.ChainHead
+	known   bool // head is the chain's after next-1
+	open    map[uint64]*exchange
+	opened  *record.Open // nil until the open record is read
+	// damaged: something was wrong or missing on the way, so that exchanges
+	// and the end can no longer be judged.
+	damaged  bool
+	live     bool // something besides recovery was recorded
+	closed   bool
+	time     time.Time // of the last record
+	complete time.Time // of the last record that a checkpoint confirmed
+	records  uint64
+	// lone counts outcomes that begin an exchange and whose body cannot be
+	// read: recovery's, for exchanges of an earlier epoch.
+	lone int64
+}
+
+func (e *epoch) damage() {
+	e.damaged, e.known = true, false
+	e.open = map[uint64]*exchange{}
+}
+
+// skip goes on behind a segment that cannot be read to its end.
+func (e *epoch) skip(n Name) {
+	e.damage()
+	e.next = n.Last + 1
+}
+
+func (c *verifier) find(code Code, p place, format string, args ...any) {
+	f := Finding{
+		Code: code, Segment: p.name.Path, Gateway: p.name.Gateway, Sequence: p.seq, Offset: p.offset,
+		Message: fmt.Sprintf(format, args...),
+	}
+	if p.name.Epoch != (record.Epoch{}) {
+		f.Epoch = p.name.Epoch.String()
+	}
+	if len(c.report.Findings) >= c.options.Findings {
+		c.report.More++
+		return
+	}
+	c.report.Findings = append(c.report.Findings, f)
+}
+
+func (c *verifier) file(path string) error {
+	n, err := ParseName(path)
+	if err != nil {
+		c.find(FileUnknown, place{name: Name{Path: path}}, "is no segment: %v", err)
+		return nil
+	}
+	e := c.epochs[n.Epoch]
+	if e == nil {
+		e = &epoch{id: n.Epoch, gateway: n.Gateway, first: n, next: 1, head: record.NewChain(n.Epoch, n.Gateway), known: true, open: map[uint64]*exchange{}}
+		c.epochs[n.Epoch] = e
+		c.order = append(c.order, e)
+	}
+	if n.Gateway != e.gateway {
+		c.find(NameWrong, place{name: n}, "the epoch is gateway %s's, not %s's", e.gateway, n.Gateway)
+		return nil
+	}
+	if n.First > e.next {
+		// The sink may have written more since the listing passed there.
+		if err := c.again(e, n.Day, n.First); err != nil {
+			return err
+		}
+	}
+	return c.segment(e, n)
+}
+
+// again lists once more where the epoch's next segments should be, up to the
+// day and before the sequence given, and reads those that have appeared.
+func (c *verifier) again(e *epoch, until string, before uint64) error {
+	day, err := time.Parse(time.DateOnly, cmp.Or(e.last.Day, e.first.Day))
+	if err != nil {
+		return nil
+	}
+	// A listing and the sink meet within moments, at most across midnight.
+	for range 3 {
+		d := day.Format(time.DateOnly)
+		if d > until {
+			return nil
+		}
+		prefix := vault.SegmentPrefix(d, e.gateway, e.id)
+		for path, err := range c.vault.List(c.ctx, prefix) {
+			if err != nil {
+				return fmt.Errorf("list %s: %w", prefix, err)
+			}
+			n, err := ParseName(path)
+			if err != nil || n.First != e.next || n.First >= before {
+				continue
+			}
+			if err := c.segment(e, n); err != nil {
+				return err
+			}
+		}
+		day = day.AddDate(0, 0, 1)
+	}
+	return nil
+}
+
+func (c *verifier) segment(e *epoch, n Name) error {
+	if err := c.ctx.Err(); err != nil {
+		return context.Cause(c.ctx)
+	}
+	c.report.Segments++
+	here := place{name: n}
+	switch {
+	case n.First < e.next:
+		c.find(SegmentTwice, here, "holds records from %d on, but %s already ended at %d", n.First, e.last.Path, e.next-1)
+		return nil
+	case n.First > e.next && e.last.Path == "":
+		c.find(SegmentMissing, here, "the epoch's records 1 to %d are missing: no segment before this one", n.First-1)
+		e.damage()
+	case n.First > e.next:
+		c.find(SegmentMissing, here, "records %d to %d are missing between %s and this segment", e.next, n.First-1, e.last.Path)
+		e.damage()
+	}
+	e.next = n.First
+	e.last = n
+
+	s, err := OpenSegment(c.ctx, c.vault, n.Path)
+	var format *vault.SegmentError
+	if errors.As(err, &format) {
+		here.offset = format.Offset
+		c.find(HeaderWrong, here, "%v", format.Err)
+		e.skip(n)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	h := s.Header()
+	switch {
+	case !e.known:
+		e.head, e.known = h.Head, true
+	case h.Head != e.head && n.First == 1:
+		c.find(ChainWrong, here, "the header begins the chain with %x, the epoch and gateway give %x", h.Head, e.head)
+	case h.Head != e.head:
+		c.find(ChainWrong, here, "the header begins the chain with %x, the segment before ends with %x", h.Head, e.head)
+	}
+	ended, err := c.frames(e, n, s)
+	if err != nil {
+		return err
+	}
+	if !ended {
+		e.skip(n)
+	}
+	c.report.Bytes += s.Size()
+	return nil
+}
+
+// frames reads a segment's frames, and reports false where it could not go on
+// to the segment's end.
+func (c *verifier) frames(e *epoch, n Name, s *Segment) (bool, error) {
+	var (
+		cut       bool          // the cut checkpoint has come
+		confirmed = n.First - 1 // the last record that a checkpoint confirmed
+		past      bool          // a record above the name's last was reported
+	)
+	for {
+		f, at, err := s.Next()
+		here := place{n, e.next, at}
+		var format *vault.SegmentError
+		switch {
+		case errors.Is(err, io.EOF):
+			switch {
+			case !cut && e.next == n.First:
+				c.find(EndWrong, place{n, 0, at}, "the segment holds no records")
+				return false, nil
+			case !cut:
+				c.find(EndWrong, place{n, e.next - 1, 0}, "the segment does not end with its cut checkpoint: its last bytes are missing")
+				return false, nil
+			case e.next-1 != n.Last:
+				c.find(NameWrong, place{n, e.next - 1, 0}, "the segment ends with this record, its name says %d", n.Last)
+			}
+			return true, nil
+		case errors.As(err, &format):
+			here.offset = format.Offset
+			if errors.Is(format.Err, record.ErrTorn) {
+				c.find(FrameWrong, here, "the file ends within a record: it was cut off, or a length was changed")
+			} else {
+				c.find(FrameWrong, here, "%v", format.Err)
+			}
+			return false, nil
+		case err != nil:
+			return false, err
+		case cut:
+			c.find(EndWrong, place{n, f.Sequence, at}, "a %s record follows the cut checkpoint that ends the segment", f.Kind)
+			return false, nil
+		case f.Kind == record.KindCheckpoint:
+			head, err := record.CheckpointHead(&f)
+			here.seq = f.Sequence
+			switch {
+			case err != nil:
+				c.find(ChainWrong, here, "%v", err)
+				return false, nil
+			case f.Sequence != e.next-1:
+				c.find(SequenceWrong, here, "a checkpoint for record %d stands after record %d", f.Sequence, e.next-1)
+				return false, nil
+			case head != e.head:
+				c.find(ChainWrong, here, "the checkpoint states the head %x, the records give %x: one of the records %d to %d, or the checkpoint, is not the one that was written", head, e.head, confirmed+1, e.next-1)
+				return false, nil
+			}
+			if !canonical(&f) {
+				c.find(ChainWrong, here, "the checkpoint has fields set that a checkpoint does not have, and no digest covers them")
+			}
+			// The record's time, which the chain covers, not the checkpoint's.
+			confirmed, e.complete = f.Sequence, e.time
+			cut = f.Flags&record.FlagCut != 0
+		case !f.Kind.Leaf():
+			c.find(KindWrong, here, "a %s frame lies in a segment", f.Kind)
+			return false, nil
+		case f.Sequence != e.next:
+			c.find(SequenceWrong, place{n, f.Sequence, at}, "record %d stands where record %d must", f.Sequence, e.next)
+			return false, nil
+		default:
+			if day := f.Time.Format(time.DateOnly); f.Sequence == n.First && day != n.Day {
+				c.find(NameWrong, here, "the first record is of %s, the name says %s", day, n.Day)
+			}
+			if f.Sequence > n.Last && !past {
+				past = true
+				c.find(NameWrong, here, "the record lies beyond the last of the segment's name, %d", n.Last)
+			}
+			e.head, e.time = e.head.Next(f.Leaf()), f.Time
+			e.next++
+			e.records++
+			c.report.Records++
+			if err := c.leaf(e, &f, here); err != nil {
+				return false, err
+			}
+		}
+	}
+}
+
+// canonical reports whether a checkpoint has only the fields that
+// [record.Checkpoint] sets.
+func canonical(f *record.Frame) bool {
+	return f.Exchange == 0 && f.Direction == 0 && f.Piece == 0 && f.Offset == 0 && f.Expiry.IsZero() &&
+		f.Key == (record.KeyID{}) && f.Class == "" && f.Flags&^record.FlagCut == 0
+}
+
+// finish judges what only the whole vault shows: how epochs follow each other.
+func (c *verifier) finish() error {
+	next := map[record.Epoch]*epoch{} // who cites whom
+	for i := 0; i < len(c.order); i++ {
+		if err := c.cites(c.order[i], next); err != nil {
+			return err
+		}
+	}
+	for id, p := range c.closers {
+		c.close(id, p, true)
+	}
+	gateways := map[string][]*epoch{}
+	for _, e := range c.order {
+		gateways[e.gateway] = append(gateways[e.gateway], e)
+	}
+	for _, name := range slices.Sorted(maps.Keys(gateways)) {
+		c.gateway(name, succession(gateways[name], next), next)
+	}
+	c.complete()
+	return nil
+}
+
+// cites compares the end of the epoch that e's first record cites with what
+// the vault holds of it.
+func (c *verifier) cites(e *epoch, next map[record.Epoch]*epoch) error {
+	if e.opened == nil || e.opened.Previous == nil {
+		return nil
+	}
+	p := e.opened.Previous
+	here := place{name: e.first, seq: 1}
+	id, err := record.ParseEpoch(p.Epoch)
+	if err != nil {
+		c.find(EpochWrong, here, "the previous epoch: %v", err)
+		return nil
+	}
+	before := c.epochs[id]
+	if before == nil {
+		if p.Sequence > 0 {
+			c.find(EpochWrong, here, "the epoch before, %s, with records up to %d, is not in the vault", id, p.Sequence)
+		}
+		return nil
+	}
+	if other := next[id]; other != nil {
+		c.find(EpochWrong, here, "epoch %s is cited as the one before by %s too", id, other.id)
+		return nil
+	}
+	next[id] = e
+	if before.gateway != e.gateway {
+		c.find(EpochWrong, here, "the epoch before, %s, is gateway %s's", id, before.gateway)
+		return nil
+	}
+	if before.next-1 < p.Sequence {
+		if err := c.again(before, e.first.Day, p.Sequence+1); err != nil {
+			return err
+		}
+	}
+	held := before.next - 1
+	end := place{name: before.last, seq: held}
+	switch {
+	case before.damaged:
+		// What is wrong there has been said.
+	case held < p.Sequence:
+		c.find(SegmentMissing, end, "records %d to %d are missing: the epoch's last segment in the vault is this one, the next epoch %s cites its end at %d", held+1, p.Sequence, e.id, p.Sequence)
+	case held > p.Sequence:
+		c.find(EpochWrong, here, "cites the end of epoch %s at record %d, the vault holds %d", id, p.Sequence, held)
+	case p.Head != hex.EncodeToString(before.head[:]):
+		c.find(EpochWrong, here, "cites the head %q of epoch %s at record %d, the vault's records give %x", p.Head, id, held, before.head)
+	case p.Closed != before.closed:
+		c.find(EpochWrong, here, "says that epoch %s was %s, the vault's records say %s", id, endText(p.Closed), endText(before.closed))
+	}
+	return nil
+}
+
+func endText(closed bool) string {
+	if closed {
+		return "closed in order"
+	}
+	return "cut off"
+}
+
+// succession orders a gateway's epochs as they cite each other, and by time
+// where they do not.
+func succession(epochs []*epoch, next map[record.Epoch]*epoch) []*epoch {
+	slices.SortFunc(epochs, func(a, b *epoch) int { return slices.Compare(a.id[:], b.id[:]) })
+	cited := map[*epoch]bool{}
+	for _, e := range epochs {
+		if n := next[e.id]; n != nil {
+			cited[n] = true
+		}
+	}
+	var out []*epoch
+	done := map[*epoch]bool{}
+	follow := func(e *epoch) {
+		for ; e != nil && !done[e]; e = next[e.id] {
+			done[e] = true
+			out = append(out, e)
+		}
+	}
+	for _, e := range epochs {
+		if !cited[e] {
+			follow(e)
+		}
+	}
+	for _, e := range epochs {
+		follow(e) // what is left cites itself in a ring
+	}
+	return out
+}
+
+func (c *verifier) gateway(name string, epochs []*epoch, next map[record.Epoch]*epoch) {
+	g := Gateway{Name: name, Epochs: len(epochs)}
+	type unended struct {
+		seq uint64
+		at  place
+	}
+	// left are exchanges that a crash cut off and no later epoch has closed.
+	var left []unended
+	var leftOf *epoch
+	for i, e := range epochs {
+		g.Records += e.records
+		last := i == len(epochs)-1
+		if !last && !e.closed && !e.damaged && next[e.id] == nil {
+			c.find(TailLost, place{name: e.last, seq: e.next - 1}, "the epoch's end is not proven: it has no close record, and the gateway's next epoch %s does not cite it, so records after this one may be lost", epochs[i+1].id)
+		}
+		// Recovery's outcomes that could not be read close as many as there
+		// are of them.
+		n := min(e.lone, int64(len(left)))
+		c.report.Exchanges.Interrupted += n
+		left = left[n:]
+		if len(left) > 0 && e.live {
+			if !e.damaged {
+				c.find(ExchangeUnended, left[0].at, "the exchange %s has no outcome, and epoch %s, which recovered the journal, does not close it (%d such)", record.ID{Epoch: leftOf.id, Sequence: left[0].seq}, e.id, len(left))
+			}
+			c.report.Exchanges.Pending += int64(len(left))
+			left = nil
+		}
+		if e.closed && len(e.open) > 0 && !e.damaged {
+			// The close record is the epoch's last: nothing can end them.
+			seq := slices.Min(slices.Collect(maps.Keys(e.open)))
+			c.find(ExchangeUnended, e.open[seq].at, "the exchange %s has no outcome, and its epoch was closed in order (%d such)", record.ID{Epoch: e.id, Sequence: seq}, len(e.open))
+			c.report.Exchanges.Pending += int64(len(e.open))
+			continue
+		}
+		seqs := slices.Sorted(maps.Keys(e.open))
+		if len(seqs) > 0 && len(left) == 0 {
+			leftOf = e
+		}
+		for _, seq := range seqs {
+			left = append(left, unended{seq, e.open[seq].at})
+		}
+	}
+	c.report.Exchanges.Pending += int64(len(left))
+	end := epochs[len(epochs)-1]
+	g.Last, g.Sequence, g.Head = end.id.String(), end.next-1, hex.EncodeToString(end.head[:])
+	g.Complete, g.Closed = end.complete, end.closed
+	c.report.Gateways = append(c.report.Gateways, g)
+}
+
+func (c *verifier) complete() {
+	var open, closed time.Time
+	for _, g := range c.report.Gateways {
+		switch {
+		case g.Closed && g.Complete.After(closed):
+			closed = g.Complete
+		case !g.Closed && (open.IsZero() || g.Complete.Before(open)):
+			open = g.Complete
+		}
+	}
+	c.report.Complete = open
+	if open.IsZero() {
+		c.report.Complete = closed
+	}
+}
+
+// seen remembers keys that were looked at, of two generations, so that it does
+// not grow with the vault.
+type seen struct{ young, old map[seenKey]bool }
+
+type seenKey struct {
+	epoch record.Epoch
+	key   record.KeyID
+}
+
+const mostSeen = 1 << 16
+
+func newSeen() *seen { return &seen{young: map[seenKey]bool{}, old: map[seenKey]bool{}} }
+
+// first reports whether the key was not seen before.
+func (s *seen) first(k seenKey) bool {
+	if s.young[k] {
+		return false
+	}
+	old := s.old[k]
+	if len(s.young) >= mostSeen {
+		s.old, s.young = s.young, map[seenKey]bool{}
+	}
+	s.young[k] = true
+	return !old
+}
+
+// checkKey asks once whether the vault holds the key of a record.
+func (c *verifier) checkKey(e *epoch, f *record.Frame, at place) error {
+	if !c.keys.first(seenKey{e.id, f.Key}) {
+		return nil
+	}
+	_, err := keyring.Read(c.ctx, c.vault, e.id, f.Key)
+	switch {
+	case errors.Is(err, record.ErrNoKey):
+		c.missing(e, f, at)
+	case errors.Is(err, keyring.ErrWrong):
+		c.find(KeyWrong, at, "the record's %v", err)
+	case err != nil:
+		return err
+	}
+	return nil
+}
+
+func (c *verifier) missing(e *epoch, f *record.Frame, at place) {
+	c.report.KeysMissing++
+	if len(c.report.Missing) < mostMissing {
+		c.report.Missing = append(c.report.Missing, Missing{
+			Key: hex.EncodeToString(f.Key[:]), Gateway: e.gateway, Epoch: e.id.String(), Segment: at.name.Path, Sequence: f.Sequence,
+		})
+	}
+}
