@@ -102,6 +102,10 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // off, or more is still to come.
 var ErrTorn = errors.New("frame is cut off")
 
+// ErrUnknown means that the bytes are whole but of a version or kind that this
+// program does not know: a newer one wrote them.
+var ErrUnknown = errors.New("written by a newer program")
+
 // KeyID names a data key. The zero value means that a body is not sealed.
 type KeyID [16]byte
 
@@ -184,7 +188,7 @@ func Decode(b []byte) (Frame, int, error) {
 		return Frame{}, 0, fmt.Errorf("frame checksum is %08x, its bytes give %08x", got, want)
 	}
 	if b[4] != Version {
-		return Frame{}, 0, fmt.Errorf("frame version %d is not known, this program reads version %d", b[4], Version)
+		return Frame{}, 0, fmt.Errorf("frame version %d is not known, this program reads version %d: %w", b[4], Version, ErrUnknown)
 	}
 	classLen := int(b[68])
 	if classLen > MaxClass || fixedHeader+classLen+trailer > n {
@@ -202,7 +206,7 @@ func Decode(b []byte) (Frame, int, error) {
 	}
 	copy(f.Key[:], b[52:68])
 	if _, ok := kindNames[f.Kind]; !ok {
-		return Frame{}, 0, fmt.Errorf("frame kind %d is not known", uint8(f.Kind))
+		return Frame{}, 0, fmt.Errorf("frame kind %d is not known: %w", uint8(f.Kind), ErrUnknown)
 	}
 	return f, n, nil
 }
