@@ -252,6 +252,9 @@ func (r *reader) space() {
 	}
 }
 
+// skipped stands for values that are checked and not read.
+var skipped = &node{}
+
 func (r *reader) value(s *shape) (*node, *Refusal) {
 	r.space()
 	if r.i >= len(r.b) {
@@ -287,8 +290,8 @@ func (r *reader) value(s *shape) (*node, *Refusal) {
 				return nil, r.wrongType(w, "another text")
 			}
 		}
-		if w == wantAny {
-			return &node{kind: nodeString, start: start, end: r.i}, nil
+		if s == nil {
+			return skipped, nil
 		}
 		return &node{kind: nodeString, start: start, end: r.i, text: text}, nil
 	case 't', 'f', 'n':
@@ -297,6 +300,9 @@ func (r *reader) value(s *shape) (*node, *Refusal) {
 			return nil, r.fail("json_syntax", "this is no JSON value")
 		}
 		r.i += len(word)
+		if s == nil {
+			return skipped, nil
+		}
 		if c == 'n' {
 			return &node{kind: nodeNull, start: start, end: r.i}, nil
 		}
@@ -307,6 +313,9 @@ func (r *reader) value(s *shape) (*node, *Refusal) {
 	default:
 		if ref := r.number(); ref != nil {
 			return nil, ref
+		}
+		if s == nil {
+			return skipped, nil
 		}
 		text := r.b[start:r.i]
 		switch w {
@@ -343,7 +352,18 @@ func (r *reader) enter() *Refusal {
 }
 
 func (r *reader) object(s *shape) (*node, *Refusal) {
-	n := &node{kind: nodeObject, start: r.i}
+	n := skipped
+	if s != nil {
+		n = &node{kind: nodeObject, start: r.i}
+	}
+	end := func(count int) *node {
+		r.i++
+		r.depth--
+		if s != nil {
+			n.end, n.count = r.i, count
+		}
+		return n
+	}
 	if ref := r.enter(); ref != nil {
 		return nil, ref
 	}
@@ -352,12 +372,9 @@ func (r *reader) object(s *shape) (*node, *Refusal) {
 	var keys []string
 	var seen map[string]struct{}
 	if r.i < len(r.b) && r.b[r.i] == '}' {
-		r.i++
-		r.depth--
-		n.end = r.i
-		return n, nil
+		return end(0), nil
 	}
-	for {
+	for count := 1; ; count++ {
 		r.space()
 		if r.i >= len(r.b) || r.b[r.i] != '"' {
 			return nil, r.fail("json_syntax", "a key in quotes is expected")
@@ -386,10 +403,10 @@ func (r *reader) object(s *shape) (*node, *Refusal) {
 			}
 			seen[key] = struct{}{}
 		}
-		if n.count++; n.count > MaxMembers {
+		if count > MaxMembers {
 			return nil, r.fail("json_members", fmt.Sprintf("an object has more than %d members", MaxMembers))
 		}
-		sub := anyShape
+		var sub *shape
 		named := true
 		if s != nil && s.want == wantObject {
 			if sub = s.fields[key]; sub == nil {
@@ -402,9 +419,9 @@ func (r *reader) object(s *shape) (*node, *Refusal) {
 				if len(r.unknown) < 32 {
 					r.unknown = append(r.unknown, r.where())
 				}
-				sub, named = anyShape, false
+				named = false
 			}
-		} else if s != nil && s.want == wantMap && s.elem != nil {
+		} else if known {
 			sub = s.elem
 		}
 		r.space()
@@ -428,10 +445,7 @@ func (r *reader) object(s *shape) (*node, *Refusal) {
 		case ',':
 			r.i++
 		case '}':
-			r.i++
-			r.depth--
-			n.end = r.i
-			return n, nil
+			return end(count), nil
 		default:
 			return nil, r.fail("json_syntax", "a comma or a closing brace is expected")
 		}
@@ -439,7 +453,18 @@ func (r *reader) object(s *shape) (*node, *Refusal) {
 }
 
 func (r *reader) array(s *shape) (*node, *Refusal) {
-	n := &node{kind: nodeArray, start: r.i}
+	n := skipped
+	if s != nil {
+		n = &node{kind: nodeArray, start: r.i}
+	}
+	end := func(count int) *node {
+		r.i++
+		r.depth--
+		if s != nil {
+			n.end, n.count = r.i, count
+		}
+		return n
+	}
 	if ref := r.enter(); ref != nil {
 		return nil, ref
 	}
@@ -448,17 +473,13 @@ func (r *reader) array(s *shape) (*node, *Refusal) {
 		elem = s.elem
 	}
 	if r.i < len(r.b) && r.b[r.i] == ']' {
-		r.i++
-		r.depth--
-		n.end = r.i
-		return n, nil
+		return end(0), nil
 	}
-	for {
+	for count := 1; ; count++ {
 		v, ref := r.value(elem)
 		if ref != nil {
 			return nil, ref
 		}
-		n.count++
 		if elem != nil {
 			if v.kind == nodeNull {
 				return nil, r.fail("json_type", "null stands among the elements")
@@ -475,10 +496,7 @@ func (r *reader) array(s *shape) (*node, *Refusal) {
 		case ',':
 			r.i++
 		case ']':
-			r.i++
-			r.depth--
-			n.end = r.i
-			return n, nil
+			return end(count), nil
 		default:
 			return nil, r.fail("json_syntax", "a comma or a closing bracket is expected")
 		}

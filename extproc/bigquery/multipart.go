@@ -1,0 +1,183 @@
+package bigquery
+
+import (
+	"bytes"
+	"fmt"
+	"mime"
+	"strings"
+)
+
+const (
+	maxPartHeaders = 8 << 10
+	maxBoundary    = 70 // RFC 2046, section 5.1.1
+)
+
+// Part reads the first part of a multipart/related upload, the job in JSON, as
+// the body's bytes come. Once it is done, [Part.Replace] gives what goes
+// upstream in place of the bytes so far; all later bytes pass as they come. It
+// belongs to one goroutine.
+//
+// The framing that goes upstream is written anew: what stands before the
+// media is this package's own, whatever the caller's looked like.
+type Part struct {
+	boundary    string
+	contentType string // of the part
+	limit       int
+	buf         []byte
+	searched    int // bytes of buf in which the delimiter is known not to begin
+	json        []byte
+	rest        []byte // from behind the line of the second delimiter
+	state       partState
+}
+
+type partState uint8
+
+const (
+	partOpening partState = iota // before the first delimiter
+	partHeaders
+	partBody
+	partDone
+)
+
+// NewPart reads the upload's content-type. limit bounds the JSON part in bytes.
+// An error is always a *[Refusal].
+func NewPart(contentType string, limit int) (*Part, error) {
+	media, params, err := mime.ParseMediaType(contentType)
+	if err != nil || media != "multipart/related" {
+		return nil, invalid("content_type", "A multipart upload's content-type must be multipart/related with a boundary.")
+	}
+	b := params["boundary"]
+	if b == "" || len(b) > maxBoundary || strings.HasSuffix(b, " ") || strings.Trim(b, "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ'()+_,-./:=? ") != "" {
+		return nil, invalid("multipart", "The boundary of the upload is no boundary (RFC 2046, at most 70 characters).")
+	}
+	return &Part{boundary: b, limit: limit}, nil
+}
+
+// Write takes the next bytes. It returns done once the JSON part has ended.
+// After that, or after an error, it must not be called again. An error is
+// always a *[Refusal].
+func (p *Part) Write(b []byte) (done bool, err error) {
+	p.buf = append(p.buf, b...)
+	for p.state != partDone {
+		more, ref := p.step()
+		if ref != nil {
+			p.buf, p.rest = nil, nil
+			return false, ref
+		}
+		if more {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// step reads one piece of structure; more says that bytes are missing.
+func (p *Part) step() (more bool, ref *Refusal) {
+	switch p.state {
+	case partOpening:
+		line, rest, ok := cutLine(p.buf)
+		if !ok {
+			if len(p.buf) > len(p.boundary)+64 {
+				return false, invalid("multipart", "The upload does not begin with its boundary.")
+			}
+			return true, nil
+		}
+		p.buf = rest
+		if len(line) == 0 && p.searched == 0 {
+			p.searched = 1 // one blank line before the first delimiter is common
+			return false, nil
+		}
+		if strings.TrimRight(string(line), " \t") != "--"+p.boundary {
+			return false, invalid("multipart", "The upload does not begin with its boundary.")
+		}
+		p.state, p.searched = partHeaders, 0
+	case partHeaders:
+		line, rest, ok := cutLine(p.buf)
+		if p.searched += len(line); p.searched > maxPartHeaders || !ok && len(p.buf) > maxPartHeaders {
+			return false, invalid("multipart", "The headers of the upload's first part are too long.")
+		}
+		if !ok {
+			return true, nil
+		}
+		p.buf = rest
+		if len(line) == 0 {
+			if ref := checkJSONType(p.contentType); ref != nil {
+				return false, invalid("multipart", "The first part of the upload must be application/json.")
+			}
+			p.state, p.searched = partBody, 0
+			return false, nil
+		}
+		name, value, ok := strings.Cut(string(line), ":")
+		switch name = strings.ToLower(name); {
+		case !ok:
+			return false, invalid("multipart", "The headers of the upload's first part are damaged.")
+		case name == "content-type" && p.contentType == "":
+			p.contentType = strings.TrimSpace(value)
+		case name == "mime-version", name == "content-id", name == "content-length":
+		case name == "content-transfer-encoding":
+			switch strings.ToLower(strings.TrimSpace(value)) {
+			case "7bit", "8bit", "binary":
+			default:
+				return false, invalid("multipart", "The first part of the upload must not be transfer-encoded.")
+			}
+		default:
+			return false, invalid("multipart", "The first part of the upload has a header that is refused.")
+		}
+	case partBody:
+		delimiter := []byte("\n--" + p.boundary)
+		from := max(p.searched-len(delimiter), 0)
+		i := bytes.Index(p.buf[from:], delimiter)
+		if i < 0 {
+			if p.searched = len(p.buf); p.searched > p.limit+len(delimiter) {
+				return false, tooLarge("body_large", fmt.Sprintf("The job of the upload is larger than %d bytes.", p.limit))
+			}
+			return true, nil
+		}
+		i += from
+		if i > p.limit+1 {
+			return false, tooLarge("body_large", fmt.Sprintf("The job of the upload is larger than %d bytes.", p.limit))
+		}
+		behind := p.buf[i+len(delimiter):]
+		line, rest, ok := cutLine(behind)
+		if !ok && len(behind) < 64 {
+			return true, nil
+		}
+		if !ok || strings.Trim(string(line), " \t") != "" {
+			return false, invalid("multipart", "The upload has no second part behind the job, or its boundary stands within the job.")
+		}
+		p.json = bytes.TrimSuffix(p.buf[:i:i], []byte("\r"))
+		p.rest = rest
+		p.state = partDone
+	}
+	return false, nil
+}
+
+// cutLine takes a line that ends with CRLF or LF.
+func cutLine(b []byte) (line, rest []byte, ok bool) {
+	i := bytes.IndexByte(b, '\n')
+	if i < 0 {
+		return nil, b, false
+	}
+	return bytes.TrimSuffix(b[:i], []byte("\r")), b[i+1:], true
+}
+
+// JSON returns the first part's bytes once done.
+func (p *Part) JSON() []byte { return p.json }
+
+// ContentType returns the first part's content-type once done, for ParseBody.
+func (p *Part) ContentType() string { return p.contentType }
+
+// Replace returns the upload's bytes up to now with json in the first part.
+func (p *Part) Replace(json []byte) []byte {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "--%s\r\ncontent-type: application/json; charset=UTF-8\r\n\r\n", p.boundary)
+	b.Write(json)
+	fmt.Fprintf(&b, "\r\n--%s\r\n", p.boundary)
+	b.Write(p.rest)
+	return b.Bytes()
+}
+
+// UpstreamContentType returns the content-type that belongs to Replace.
+func (p *Part) UpstreamContentType() string {
+	return mime.FormatMediaType("multipart/related", map[string]string{"boundary": p.boundary})
+}
