@@ -3,7 +3,6 @@ package credential
 import (
 	"container/list"
 	"context"
-	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -116,14 +115,19 @@ func (c *cache) get(ctx context.Context, caller Caller) (Token, error) {
 	if el := c.byKey[k]; el != nil {
 		e := el.Value.(*entry)
 		if e.usable(now) {
-			e.used = true
+			if !e.used {
+				e.used = true
+				c.rouse() // it is to be replaced ahead of its expiry now
+			}
 			c.recent.MoveToFront(el)
+			token := e.token
 			c.mu.Unlock()
-			return e.token, nil
+			return token, nil
 		}
 		if f == nil && e.err != nil && now.Before(e.until) {
+			err := e.err
 			c.mu.Unlock()
-			return Token{}, e.err
+			return Token{}, err
 		}
 	}
 	if f == nil {
@@ -146,14 +150,14 @@ func (c *cache) start(k key, caller Caller) *flight {
 	c.wg.Add(1)
 	go func() {
 		defer c.wg.Done()
-		token, err := c.fetchOnce(c.ctx, caller)
+		token, err := c.fetchOnce(c.ctx, caller, c.fetch)
 		c.land(k, caller, f, token, err)
 	}()
 	return f
 }
 
 // fetchOnce does one fetch within its deadline, without touching the entries.
-func (c *cache) fetchOnce(ctx context.Context, caller Caller) (Token, error) {
+func (c *cache) fetchOnce(ctx context.Context, caller Caller, fetch func(context.Context, Caller) (Token, error)) (Token, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	select {
@@ -162,7 +166,7 @@ func (c *cache) fetchOnce(ctx context.Context, caller Caller) (Token, error) {
 	case <-ctx.Done():
 		return Token{}, cleaned(ctx.Err(), c.name, "waiting for other fetches")
 	}
-	token, err := c.fetch(ctx, caller)
+	token, err := fetch(ctx, caller)
 	if err != nil {
 		return Token{}, err
 	}
@@ -200,8 +204,13 @@ func (c *cache) land(k key, caller Caller, f *flight, token Token, err error) {
 		}
 	} else {
 		left := token.Expires.Sub(now.Round(0))
-		c.put(el, &entry{key: k, caller: caller, token: token, born: now, life: left, refresh: now.Add(left - min(lead, left/4))})
+		ahead := min(lead, margin+(left-margin)/4)
+		c.put(el, &entry{key: k, caller: caller, token: token, born: now, life: left, refresh: now.Add(left - ahead)})
 	}
+	c.rouse()
+}
+
+func (c *cache) rouse() {
 	select {
 	case c.wake <- struct{}{}:
 	default:
@@ -279,8 +288,8 @@ func (c *cache) tend() time.Duration {
 	return next
 }
 
-// check fetches afresh, apart from the entries.
-func (c *cache) check(ctx context.Context, caller Caller) error {
+// check fetches once with fetch, apart from the entries.
+func (c *cache) check(ctx context.Context, caller Caller, fetch func(context.Context, Caller) (Token, error)) error {
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
@@ -292,9 +301,9 @@ func (c *cache) check(ctx context.Context, caller Caller) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(c.ctx, cancel)()
-	_, err := c.fetchOnce(ctx, caller)
+	_, err := c.fetchOnce(ctx, caller, fetch)
 	if err != nil && c.ctx.Err() != nil {
-		return errors.Join(ErrClosed)
+		return ErrClosed
 	}
 	return err
 }

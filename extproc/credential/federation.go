@@ -108,7 +108,7 @@ func (i *Issuer) JWKS() []byte { return append([]byte(nil), i.jwks...) }
 func parseSigner(b []byte) (crypto.Signer, error) {
 	block, _ := pem.Decode(b)
 	if block == nil {
-		return nil, errors.New("is not PEM: give a private key, -----BEGIN PRIVATE KEY-----")
+		return nil, errors.New("is not PEM: give a private key (PKCS 8)")
 	}
 	if k, err := x509.ParsePKCS8PrivateKey(block.Bytes); err == nil {
 		if s, ok := k.(crypto.Signer); ok {
@@ -127,7 +127,7 @@ func parseSigner(b []byte) (crypto.Signer, error) {
 func parsePublic(b []byte) (crypto.PublicKey, error) {
 	block, _ := pem.Decode(b)
 	if block == nil {
-		return nil, errors.New("is not PEM: give a public key, -----BEGIN PUBLIC KEY-----")
+		return nil, errors.New("is not PEM: give a public key")
 	}
 	if k, err := x509.ParsePKIXPublicKey(block.Bytes); err == nil {
 		return k, nil
@@ -215,7 +215,7 @@ func (i *Issuer) mint(c Caller, audience string, life time.Duration, now time.Ti
 	}).Serialize()
 }
 
-// Federation has one token per caller (session, issuer and subject).
+// federation has one token per caller (session, issuer and subject).
 type federation struct {
 	c      Config
 	issuer *Issuer
@@ -239,7 +239,7 @@ func newFederation(c Config, w *wire, log *slog.Logger) (Source, error) {
 }
 
 func (f *federation) Token(ctx context.Context, c Caller) (Token, error) {
-	if c.Principal.Issuer == "" || c.Principal.URL == "" || c.Principal.Subject == "" || c.Session == "" {
+	if c.Principal.Issuer == "" || c.Principal.URL == "" || c.Principal.Subject == "" || c.Session == "" || c.Principal.Issuer == Checker {
 		return Token{}, &Error{Name: f.c.Kind, Step: "the caller", Reason: "it is not known who it is, so there is no token for it"}
 	}
 	// Groups and the like are not asserted: keep no more of the caller than that.
@@ -247,15 +247,16 @@ func (f *federation) Token(ctx context.Context, c Caller) (Token, error) {
 	return f.cache.get(ctx, c)
 }
 
-// checker stands for a caller in Check; configurations refuse an issuer of this name.
-const checker = "verbatim"
+// Checker is the issuer's name in the assertion that Check exchanges; no issuer
+// of callers may have it.
+const Checker = "verbatim"
 
 // Check exchanges an assertion for a caller that does not exist. The
 // impersonation is left out: no such caller may impersonate.
 func (f *federation) Check(ctx context.Context) error {
 	c := Caller{Session: "check"}
-	c.Principal.Issuer, c.Principal.URL, c.Principal.Subject = checker, f.c.Issuer, "check"
-	return f.cache.check(ctx, c)
+	c.Principal.Issuer, c.Principal.URL, c.Principal.Subject = Checker, f.c.Issuer, "check"
+	return f.cache.check(ctx, c, f.exchange)
 }
 
 func (f *federation) Close() error {
@@ -272,6 +273,15 @@ const (
 )
 
 func (f *federation) fetch(ctx context.Context, c Caller) (Token, error) {
+	token, err := f.exchange(ctx, c)
+	if err != nil || f.c.Target == "" {
+		return token, err
+	}
+	return impersonate(ctx, f.wire, f.c, token.Value, f.c.Kind+":"+f.c.Target)
+}
+
+// exchange mints an assertion and trades it for a federated token.
+func (f *federation) exchange(ctx context.Context, c Caller) (Token, error) {
 	name := f.c.Kind + ":" + AssertionSubject(c.Principal.Issuer, c.Principal.Subject)
 	begun := time.Now()
 	signed, err := f.issuer.mint(c, f.c.AssertionAudience, f.c.AssertionLifetime, begun)
@@ -308,8 +318,5 @@ func (f *federation) fetch(ctx context.Context, c Caller) (Token, error) {
 	if g.IssuedTokenType != accessTokenType {
 		return Token{}, &Error{Name: name, Step: stepSTS, Reason: "it issued another type of token than an access token"}
 	}
-	if f.c.Target == "" || c.Principal.Issuer == checker {
-		return token, nil
-	}
-	return impersonate(ctx, f.wire, f.c, token.Value, f.c.Kind+":"+f.c.Target)
+	return token, nil
 }

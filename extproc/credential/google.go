@@ -26,7 +26,10 @@ type single struct {
 }
 
 func (s *single) Token(ctx context.Context, c Caller) (Token, error) { return s.cache.get(ctx, c) }
-func (s *single) Check(ctx context.Context) error                    { return s.cache.check(ctx, Caller{}) }
+
+func (s *single) Check(ctx context.Context) error {
+	return s.cache.check(ctx, Caller{}, s.cache.fetch)
+}
 
 func (s *single) Close() error {
 	s.cache.close()

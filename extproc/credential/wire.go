@@ -58,13 +58,6 @@ func (e *Error) Error() string {
 // Unwrap gives context.Canceled or context.DeadlineExceeded when that ended the fetch.
 func (e *Error) Unwrap() error { return e.cause }
 
-// Temporary reports whether the same request may succeed later without anybody
-// changing anything.
-func (e *Error) Temporary() bool {
-	return e.Status == 0 && e.Step != stepFile || e.Status == http.StatusTooManyRequests ||
-		e.Status == http.StatusRequestTimeout || e.Status >= 500
-}
-
 const (
 	stepFile     = "file"
 	stepOAuth    = "token endpoint"
