@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"verbatim.dev/recorder/record"
 )
 
@@ -187,6 +189,13 @@ func (c *Client) connection(ctx context.Context, j Journal) (err error) {
 	wg.Go(func() { cancel(s.receive(r)) })
 	wg.Go(func() { cancel(s.ping()) })
 	err = s.send()
+	if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
+		// The sink said why before it closed: let that be read.
+		select {
+		case <-ctx.Done():
+		case <-time.After(lastWords):
+		}
+	}
 	if ctx.Err() != nil { // the first error is the cause, a failed write its consequence
 		err = context.Cause(ctx)
 	}
