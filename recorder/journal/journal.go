@@ -43,8 +43,9 @@ type Journal struct {
 	finished *record.Ticket
 	stopBeat chan struct{}
 	beatDone chan struct{}
-	freeing  sync.Mutex // one goroutine removes files
-	mu       sync.Mutex
+	freeing  sync.Mutex // one goroutine removes files; taken before mu
+
+	mu       sync.Mutex // guards what follows, and logs and segments
 	err      error
 	stopping bool // the close record is queued
 	ended    bool // the close record is durable
