@@ -59,7 +59,7 @@ func StartEnvoy(ctx context.Context, c EnvoyConfig) (*Envoy, error) {
 	if c.LogLevel == "" {
 		c.LogLevel = "warning"
 	}
-	last := &lastOutput{next: c.Log}
+	last := &Tail{Next: c.Log}
 	p, err := Start(Command{
 		Path: c.Binary, Dir: c.Dir, Log: last, Grace: c.Grace,
 		Args: []string{"-c", name, "--disable-hot-restart", "--concurrency", strconv.Itoa(c.Concurrency),
@@ -71,7 +71,7 @@ func StartEnvoy(ctx context.Context, c EnvoyConfig) (*Envoy, error) {
 	e := &Envoy{Process: p}
 	if err := e.wait(ctx, addressFile); err != nil {
 		p.Kill()
-		return nil, fmt.Errorf("start envoy: %w\n%s", err, last.text())
+		return nil, fmt.Errorf("start envoy: %w\n%s", err, last)
 	}
 	return e, nil
 }

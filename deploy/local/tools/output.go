@@ -5,29 +5,34 @@ import (
 	"sync"
 )
 
-// lastOutput passes a program's output on and keeps its end for an error text.
-type lastOutput struct {
+// Tail passes a program's output on and keeps its end for an error text. It is
+// safe for concurrent use.
+type Tail struct {
+	// Next gets all output; nil discards it.
+	Next io.Writer
+
 	mu   sync.Mutex
-	next io.Writer
 	kept []byte
 }
 
-func (l *lastOutput) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.kept = append(l.kept, b...)
-	if len(l.kept) > 16<<10 {
-		l.kept = append([]byte(nil), l.kept[len(l.kept)-8<<10:]...)
+// Write implements [io.Writer]. It never fails: a full or closed log must not
+// stop the program.
+func (t *Tail) Write(b []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.kept = append(t.kept, b...)
+	if len(t.kept) > 16<<10 {
+		t.kept = append([]byte(nil), t.kept[len(t.kept)-8<<10:]...)
 	}
-	if l.next != nil {
-		// A full or closed log must not stop the program.
-		_, _ = l.next.Write(b)
+	if t.Next != nil {
+		_, _ = t.Next.Write(b)
 	}
 	return len(b), nil
 }
 
-func (l *lastOutput) text() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return tail(string(l.kept))
+// String returns the end of the output.
+func (t *Tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return tail(string(t.kept))
 }

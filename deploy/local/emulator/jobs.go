@@ -1,0 +1,393 @@
+package emulator
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// job is what the double knows about a job beyond the emulator.
+type job struct {
+	project string
+	// synthetic jobs and discarded loads are the double's own.
+	synthetic *synthetic
+	own       map[string]any
+	// alias is the emulator's id of a load whose id the client chose.
+	alias string
+}
+
+type jobReference struct {
+	ProjectID string `json:"projectId"`
+	JobID     string `json:"jobId"`
+	Location  string `json:"location"`
+}
+
+type jobRequest struct {
+	JobReference  jobReference    `json:"jobReference"`
+	Configuration json.RawMessage `json:"configuration"`
+}
+
+type jobConfiguration struct {
+	DryRun bool `json:"dryRun"`
+	Query  *struct {
+		Query            string   `json:"query"`
+		DestinationTable tableRef `json:"destinationTable"`
+	} `json:"query"`
+	Load *struct {
+		DestinationTable tableRef `json:"destinationTable"`
+	} `json:"load"`
+}
+
+type tableRef struct {
+	ProjectID string `json:"projectId"`
+	DatasetID string `json:"datasetId"`
+	TableID   string `json:"tableId"`
+}
+
+func (t tableRef) anonymous() bool { return strings.HasPrefix(t.DatasetID, "_") && t.TableID != "" }
+
+func newID(prefix string) string { return prefix + rand.Text() }
+
+func (d *Double) knownJob(id string) *job {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.jobs[id]
+}
+
+// maxJobs bounds what the double remembers.
+const maxJobs = 100_000
+
+// addJob remembers a job; false means that the id is taken.
+func (d *Double) addJob(id string, j *job) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if _, taken := d.jobs[id]; taken {
+		return false
+	}
+	if len(d.jobs) >= maxJobs {
+		clear(d.jobs)
+		clear(d.tables)
+	}
+	d.jobs[id] = j
+	return true
+}
+
+// query is jobs.query.
+func (d *Double) query(w http.ResponseWriter, r *http.Request, project string) {
+	var q struct {
+		Query  string `json:"query"`
+		DryRun bool   `json:"dryRun"`
+	}
+	body, err := readJSON(r, &q)
+	if err != nil {
+		writeError(w, http.StatusBadRequest, "parseError", err.Error())
+		return
+	}
+	s, ok, err := parseSynthetic(q.Query)
+	if err != nil {
+		writeError(w, http.StatusBadRequest, "invalidQuery", err.Error())
+		return
+	}
+	if q.DryRun && (ok || d.proxy == nil) {
+		writeJSON(w, http.StatusOK, map[string]any{"kind": queryResponse, "jobReference": map[string]any{"projectId": project, "location": "US"}, "jobComplete": true,
+			"schema": syntheticSchema, "totalBytesProcessed": "0", "cacheHit": false})
+		return
+	}
+	if ok || d.proxy == nil {
+		id := newID("synthetic_")
+		d.addJob(id, &job{project: project, synthetic: &s, own: syntheticJob(project, id, q.Query)})
+		stream(w, r, s, queryResponse, project, id)
+		return
+	}
+	replay(r, body)
+	res := d.capture(r)
+	// The emulator tells a failed query by 200 and errors[].
+	var answer struct {
+		JobReference jobReference `json:"jobReference"`
+		Errors       []struct {
+			Reason   string `json:"reason"`
+			Message  string `json:"message"`
+			Location string `json:"location"`
+		} `json:"errors"`
+	}
+	if res.status == http.StatusOK && json.Unmarshal(res.body.Bytes(), &answer) == nil {
+		if len(answer.Errors) > 0 {
+			var errs []any
+			for _, e := range answer.Errors {
+				m := map[string]any{"message": e.Message, "domain": "global", "reason": e.Reason}
+				if e.Location != "" {
+					m["location"], m["locationType"] = e.Location, "parameter"
+				}
+				errs = append(errs, m)
+			}
+			writeErrors(w, codeOf(answer.Errors[0].Reason), answer.Errors[0].Message, errs)
+			return
+		}
+		if id := answer.JobReference.JobID; id != "" {
+			d.addJob(id, &job{project: project})
+		}
+	}
+	res.copyTo(w)
+}
+
+// insert is jobs.insert without upload.
+func (d *Double) insert(w http.ResponseWriter, r *http.Request, project string) {
+	var q jobRequest
+	var c jobConfiguration
+	body, err := readJSON(r, &q)
+	if err == nil && len(q.Configuration) > 0 {
+		err = json.Unmarshal(q.Configuration, &c)
+	}
+	if err != nil {
+		writeError(w, http.StatusBadRequest, "parseError", err.Error())
+		return
+	}
+	id := q.JobReference.JobID
+	var s synthetic
+	own := d.proxy == nil
+	if c.Query != nil {
+		var found bool
+		if s, found, err = parseSynthetic(c.Query.Query); err != nil {
+			writeError(w, http.StatusBadRequest, "invalidQuery", err.Error())
+			return
+		}
+		own = own || found
+	}
+	if id == "" {
+		id = newID("job_")
+		if !own {
+			// The emulator chooses its own; it is learnt from the answer.
+			replay(r, body)
+			d.forward(w, r)
+			return
+		}
+	}
+	j := &job{project: project}
+	if own {
+		if c.Query == nil {
+			writeError(w, http.StatusNotImplemented, "notImplemented", "no emulator behind: only queries and uploads")
+			return
+		}
+		j.synthetic, j.own = &s, syntheticJob(project, id, c.Query.Query)
+		if c.DryRun {
+			j.own["configuration"].(map[string]any)["dryRun"] = true
+			j.own["statistics"].(map[string]any)["query"].(map[string]any)["schema"] = syntheticSchema
+		}
+	}
+	// The emulator would overwrite a job; BigQuery refuses. Dry runs leave none.
+	if !c.DryRun && !d.addJob(id, j) {
+		writeError(w, http.StatusConflict, "duplicate", fmt.Sprintf("Already Exists: Job %s:US.%s", project, id))
+		return
+	}
+	if own {
+		writeJSON(w, http.StatusOK, j.own)
+		return
+	}
+	replay(r, body)
+	res := d.capture(r)
+	if res.status >= 400 {
+		// It was refused, so the id is free again.
+		d.mu.Lock()
+		if d.jobs[id] == j {
+			delete(d.jobs, id)
+		}
+		d.mu.Unlock()
+	}
+	res.copyTo(w)
+}
+
+func syntheticJob(project, id, sql string) map[string]any {
+	now := strconv.FormatInt(time.Now().UnixMilli(), 10)
+	return map[string]any{
+		"kind": "bigquery#job", "id": project + ":US." + id, "jobReference": map[string]any{"projectId": project, "jobId": id, "location": "US"},
+		"configuration": map[string]any{"jobType": "QUERY", "query": map[string]any{"query": sql, "useLegacySql": false,
+			"destinationTable": map[string]any{"projectId": project, "datasetId": "_synthetic", "tableId": "anon" + id}}},
+		"status":     map[string]any{"state": "DONE"},
+		"statistics": map[string]any{"creationTime": now, "startTime": now, "endTime": now, "query": map[string]any{"statementType": "SELECT", "totalBytesProcessed": "0", "cacheHit": false}},
+	}
+}
+
+// job is jobs.get.
+func (d *Double) job(w http.ResponseWriter, r *http.Request, project, id string) {
+	j := d.knownJob(id)
+	switch {
+	case j != nil && j.own != nil:
+		writeJSON(w, http.StatusOK, j.own)
+	case j != nil && j.alias != "":
+		r.URL.Path = "/bigquery/v2/projects/" + project + "/jobs/" + j.alias
+		res := d.capture(r)
+		res.replaceAll(j.alias, id)
+		res.copyTo(w)
+	case d.proxy == nil:
+		writeError(w, http.StatusNotFound, "notFound", fmt.Sprintf("Not found: Job %s:%s", project, id))
+	default:
+		d.forward(w, r)
+	}
+}
+
+// cancel is jobs.cancel: jobs here are done when they are told of.
+func (d *Double) cancel(w http.ResponseWriter, r *http.Request, project, id string) {
+	if j := d.knownJob(id); j != nil && j.own != nil {
+		writeJSON(w, http.StatusOK, map[string]any{"kind": "bigquery#jobCancelResponse", "job": j.own})
+		return
+	}
+	d.forward(w, r)
+}
+
+// results is jobs.getQueryResults.
+func (d *Double) results(w http.ResponseWriter, r *http.Request, project, id string) {
+	if j := d.knownJob(id); j != nil && j.synthetic != nil {
+		if r.URL.Query().Get("maxResults") == "0" {
+			emptyResults(w, *j.synthetic, project, id)
+			return
+		}
+		stream(w, r, *j.synthetic, resultsResponse, project, id)
+		return
+	}
+	if d.proxy == nil {
+		writeError(w, http.StatusNotFound, "notFound", fmt.Sprintf("Not found: Job %s:%s", project, id))
+		return
+	}
+	res := d.capture(r)
+	if res.status == http.StatusNotFound {
+		// The emulator keeps no result of a failed job; BigQuery answers with
+		// the job's error.
+		_, b, err := d.ask(r, http.MethodGet, "/bigquery/v2/projects/"+url.PathEscape(project)+"/jobs/"+url.PathEscape(id), nil, nil, 0)
+		var failed struct {
+			Status struct {
+				ErrorResult *struct {
+					Reason  string `json:"reason"`
+					Message string `json:"message"`
+				} `json:"errorResult"`
+			} `json:"status"`
+		}
+		if err == nil && json.Unmarshal(b, &failed) == nil && failed.Status.ErrorResult != nil {
+			e := failed.Status.ErrorResult
+			writeError(w, codeOf(e.Reason), e.Reason, e.Message)
+			return
+		}
+	}
+	res.copyTo(w)
+}
+
+// rows is tabledata.list. The emulator does not keep anonymous result tables:
+// their rows are read from the job.
+func (d *Double) rows(w http.ResponseWriter, r *http.Request, project, dataset, table string) {
+	t := tableRef{DatasetID: dataset, TableID: table}
+	if !t.anonymous() {
+		d.forward(w, r)
+		return
+	}
+	d.mu.Lock()
+	id := d.tables[dataset+"."+table]
+	if id == "" && d.jobs[strings.TrimPrefix(table, "anon")] != nil {
+		id = strings.TrimPrefix(table, "anon")
+	}
+	d.mu.Unlock()
+	if id == "" {
+		writeError(w, http.StatusNotFound, "notFound", fmt.Sprintf("Not found: Table %s:%s.%s", project, dataset, table))
+		return
+	}
+	r.URL.Path = "/bigquery/v2/projects/" + project + "/queries/" + id
+	var res captured
+	d.results(&res, r, project, id)
+	var page map[string]json.RawMessage
+	if res.status != http.StatusOK || json.Unmarshal(res.body.Bytes(), &page) != nil {
+		res.copyTo(w)
+		return
+	}
+	list := map[string]any{"kind": "bigquery#tableDataList"}
+	for _, k := range []string{"totalRows", "rows", "pageToken"} {
+		if v, ok := page[k]; ok {
+			list[k] = v
+		}
+	}
+	writeJSON(w, http.StatusOK, list)
+}
+
+// learn reads jobs' answers on their way to the client: which job an anonymous
+// table belongs to.
+func (d *Double) learn(res *http.Response) error {
+	path := res.Request.URL.Path
+	if res.StatusCode != http.StatusOK || !strings.Contains(path, "/jobs") {
+		return nil
+	}
+	b, err := io.ReadAll(res.Body)
+	_ = res.Body.Close()
+	if err != nil {
+		return err
+	}
+	res.Body = io.NopCloser(bytes.NewReader(b))
+	var answer struct {
+		JobReference  jobReference     `json:"jobReference"`
+		Configuration jobConfiguration `json:"configuration"`
+	}
+	if json.Unmarshal(b, &answer) == nil && answer.JobReference.JobID != "" && !answer.Configuration.DryRun {
+		id := answer.JobReference.JobID
+		d.addJob(id, &job{project: answer.JobReference.ProjectID})
+		if q := answer.Configuration.Query; q != nil && q.DestinationTable.anonymous() {
+			d.mu.Lock()
+			d.tables[q.DestinationTable.DatasetID+"."+q.DestinationTable.TableID] = id
+			d.mu.Unlock()
+		}
+	}
+	return nil
+}
+
+// capture forwards a request and keeps the answer.
+func (d *Double) capture(r *http.Request) *captured {
+	var c captured
+	d.forward(&c, r)
+	return &c
+}
+
+// captured is a response that is held until it is known what to make of it.
+type captured struct {
+	header http.Header
+	status int
+	body   bytes.Buffer
+}
+
+func (c *captured) Header() http.Header {
+	if c.header == nil {
+		c.header = http.Header{}
+	}
+	return c.header
+}
+
+func (c *captured) WriteHeader(code int) {
+	if c.status == 0 && code >= 200 {
+		c.status = code
+	}
+}
+
+func (c *captured) Write(b []byte) (int, error) {
+	c.WriteHeader(http.StatusOK)
+	return c.body.Write(b)
+}
+
+func (c *captured) replaceAll(old, new string) {
+	b := bytes.ReplaceAll(c.body.Bytes(), []byte(old), []byte(new))
+	c.body = *bytes.NewBuffer(b)
+}
+
+func (c *captured) copyTo(w http.ResponseWriter) {
+	for k, v := range c.header {
+		if k != "Content-Length" && k != "Date" {
+			w.Header()[k] = v
+		}
+	}
+	w.Header().Set("Content-Length", strconv.Itoa(c.body.Len()))
+	if c.status == 0 {
+		c.status = http.StatusBadGateway
+	}
+	w.WriteHeader(c.status)
+	_, _ = w.Write(c.body.Bytes())
+}
