@@ -75,7 +75,7 @@ func NewClient(c ClientConfig) (*Client, error) {
 		return nil, errors.New("local transport: no socket given")
 	}
 	if _, err := parseGateway(c.Gateway); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("local transport: %w", err)
 	}
 	orDefault(&c.Window, defaultWindow)
 	orDefault(&c.Keepalive, defaultKeepalive)

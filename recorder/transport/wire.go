@@ -56,7 +56,7 @@ var bounds = map[messageType][2]int{
 }
 
 // errProtocol is wrapped by errors about what the other side sent.
-var errProtocol = errors.New("local transport: protocol error")
+var errProtocol = errors.New("protocol error")
 
 func protocolErrorf(format string, args ...any) error {
 	return fmt.Errorf("%w: "+format, append([]any{errProtocol}, args...)...)
