@@ -168,3 +168,13 @@ func Read(ctx context.Context, s Source, e record.Epoch, id record.KeyID) (recor
 	}
 	return f, nil
 }
+
+// Held returns how many keys are in memory.
+func (k *Keyring) Held() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.old == k.young {
+		return len(k.young.keys)
+	}
+	return len(k.young.keys) + len(k.old.keys)
+}

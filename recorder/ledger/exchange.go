@@ -10,9 +10,9 @@ import (
 	"verbatim.dev/recorder/record"
 )
 
-// sealCost is how much longer a sealed body is than its plain one: the nonce
+// SealCost is how much longer a sealed body is than its plain one: the nonce
 // and the tag of AES-GCM.
-const sealCost = 12 + 16
+const SealCost = 12 + 16
 
 // exchange is what is kept of an exchange until its outcome.
 type exchange struct {
@@ -147,7 +147,7 @@ func (c *verifier) body(e *epoch, f *record.Frame, at place) ([]byte, bool, erro
 		c.find(BodyWrong, at, "the %s record is not sealed", f.Kind)
 		return nil, false, nil
 	}
-	if len(f.Body) < sealCost {
+	if len(f.Body) < SealCost {
 		c.find(BodyWrong, at, "the %s record's body of %d bytes is too short to be a sealed one", f.Kind, len(f.Body))
 		return nil, false, nil
 	}
@@ -239,7 +239,7 @@ func (c *verifier) payload(x *exchange, f *record.Frame, body []byte, ok bool, a
 		return
 	}
 	s := &x.streams[d]
-	n := len(f.Body) - sealCost
+	n := len(f.Body) - SealCost
 	switch {
 	case f.Piece != s.pieces:
 		c.find(ExchangeWrong, at, "piece %d of the %s of exchange %d stands where piece %d must", f.Piece, d, f.Exchange, s.pieces)

@@ -1,0 +1,140 @@
+package search
+
+import (
+	"strings"
+	"time"
+
+	"verbatim.dev/recorder/record"
+)
+
+// Filter says which exchanges are wanted: those that fit everything that is
+// set. Names may hold "*" for any run of characters and are compared without
+// regard to case.
+type Filter struct {
+	// Since and Until bound the time of the request, Until excluded.
+	Since, Until time.Time
+
+	Principal  string // subject, e-mail, ISSUER/SUBJECT, or a subject on whose behalf the call was made
+	Group      string // as qualified by its issuer, or the part after the slash
+	Repository string // of the verified provenance
+	Commit     string // or the beginning of it
+	Project    string
+	Table      string // text within the called table's name or the SQL
+	SQL        string // text within the SQL
+	Decision   string // "allow" or "deny"
+	Reason     string // code
+	Job        string // ID, or as PROJECT:LOCATION.ID
+	Session    string
+	Connection string
+	Method     string // "bigquery.jobs.query" or "jobs.query"
+}
+
+// content reports whether the filter asks for what is sealed.
+func (f *Filter) content() bool {
+	c := *f
+	c.Since, c.Until = time.Time{}, time.Time{}
+	return c != Filter{}
+}
+
+// inTime compares the time alone.
+func (f *Filter) inTime(t time.Time) bool {
+	return (f.Since.IsZero() || !t.Before(f.Since)) && (f.Until.IsZero() || t.Before(f.Until))
+}
+
+// begun compares what is known with the intent. What it refuses, no outcome
+// can make fit.
+func (f *Filter) begun(x *Exchange) bool {
+	return f.inTime(x.Time) &&
+		(f.Principal == "" || principal(f.Principal, x.Principal)) &&
+		(f.Group == "" || group(f.Group, x.Principal)) &&
+		(f.Repository == "" || x.Provenance != nil && like(f.Repository, x.Provenance.Repository)) &&
+		(f.Commit == "" || x.Provenance != nil && hasPrefix(x.Provenance.Commit, f.Commit)) &&
+		(f.Project == "" || like(f.Project, x.Project)) &&
+		(f.Table == "" || table(f.Table, x)) &&
+		(f.SQL == "" || contains(x.SQL, f.SQL)) &&
+		(f.Session == "" || like(f.Session, x.Session)) &&
+		(f.Connection == "" || like(f.Connection, x.Connection)) &&
+		(f.Method == "" || like(f.Method, x.Method) || like("bigquery."+f.Method, x.Method)) &&
+		(f.Decision == "" || x.Decision != nil && x.Decision.Allow == (f.Decision == "allow")) &&
+		(f.Reason == "" || reason(f.Reason, x.Decision))
+}
+
+// ended compares what only the outcome knows.
+func (f *Filter) ended(x *Exchange) bool {
+	return f.Job == "" || x.Job != nil && (like(f.Job, x.Job.ID) || like(f.Job, x.Job.String()))
+}
+
+func principal(want string, p *record.Principal) bool {
+	if p == nil {
+		return false
+	}
+	if like(want, p.Subject) || p.Email != "" && like(want, p.Email) || like(want, p.Issuer+"/"+p.Subject) {
+		return true
+	}
+	for _, a := range p.OnBehalfOf {
+		if like(want, a.Subject) {
+			return true
+		}
+	}
+	return false
+}
+
+func group(want string, p *record.Principal) bool {
+	if p == nil {
+		return false
+	}
+	for _, g := range p.Groups {
+		_, bare, ok := strings.Cut(g, "/")
+		if like(want, g) || ok && like(want, bare) {
+			return true
+		}
+	}
+	return false
+}
+
+func reason(want string, d *Decision) bool {
+	if d == nil {
+		return false
+	}
+	for _, r := range d.Reasons {
+		if like(want, r.Code) {
+			return true
+		}
+	}
+	return false
+}
+
+func table(want string, x *Exchange) bool {
+	bare := func(s string) string { return strings.ReplaceAll(s, "`", "") }
+	return contains(x.Project+"."+x.Dataset+"."+x.Table, bare(want)) || contains(bare(x.SQL), bare(want))
+}
+
+func contains(s, part string) bool {
+	return strings.Contains(strings.ToLower(s), strings.ToLower(part))
+}
+
+func hasPrefix(s, part string) bool {
+	return strings.HasPrefix(strings.ToLower(s), strings.ToLower(part))
+}
+
+// like compares a name with a pattern in which "*" stands for any characters.
+func like(pattern, s string) bool {
+	pattern, s = strings.ToLower(pattern), strings.ToLower(s)
+	parts := strings.Split(pattern, "*")
+	if len(parts) == 1 {
+		return pattern == s
+	}
+	first, last := parts[0], parts[len(parts)-1]
+	if len(s) < len(first)+len(last) || !strings.HasPrefix(s, first) || !strings.HasSuffix(s, last) {
+		return false
+	}
+	s = s[len(first) : len(s)-len(last)]
+	for _, part := range parts[1 : len(parts)-1] {
+		i := strings.Index(s, part)
+		if i < 0 {
+			return false
+		}
+		s = s[i+len(part):]
+	}
+	return true
+}
