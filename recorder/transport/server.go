@@ -41,6 +41,8 @@ type Server struct {
 	log      *slog.Logger
 	listener *net.UnixListener
 	inode    os.FileInfo
+	closing  sync.Once
+	closed   error
 }
 
 // Listen binds the socket. What a dead sink left in its place is replaced; a
@@ -108,14 +110,13 @@ func (s *Server) bind() error {
 
 // Close stops listening and removes the socket. Serve ends by it.
 func (s *Server) Close() error {
-	err := s.listener.Close()
-	if errors.Is(err, net.ErrClosed) {
-		return nil
-	}
-	if st, e := os.Lstat(s.c.Socket); e == nil && os.SameFile(st, s.inode) {
-		err = errors.Join(err, os.Remove(s.c.Socket))
-	}
-	return err
+	s.closing.Do(func() {
+		s.closed = s.listener.Close()
+		if st, err := os.Lstat(s.c.Socket); err == nil && os.SameFile(st, s.inode) {
+			s.closed = errors.Join(s.closed, os.Remove(s.c.Socket))
+		}
+	})
+	return s.closed
 }
 
 // Serve gives the receiver what gateways send, until ctx ends, whose cause it
@@ -124,6 +125,7 @@ func (s *Server) Close() error {
 func (s *Server) Serve(ctx context.Context, r Receiver) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	defer s.Close() // also waits for the one below
 	defer context.AfterFunc(ctx, func() { _ = s.Close() })()
 	var wg sync.WaitGroup
 	defer wg.Wait()
