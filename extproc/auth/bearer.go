@@ -270,7 +270,7 @@ func redactPair(pair string) (redacted string, credential bool) {
 
 // pieces splits where a server that decodes before it splits would.
 func pieces(s string) []string {
-	return strings.FieldsFunc(s+" ", func(r rune) bool { return strings.ContainsRune("?&;#", r) })
+	return strings.Split(strings.NewReplacer("?", "&", ";", "&", "#", "&").Replace(s), "&")
 }
 
 // eachPair splits at & and at ;, which some servers take for & as well.
