@@ -279,6 +279,9 @@ func (s *shipment) ping() error {
 // make nothing durable.
 func (s *shipment) send() error {
 	src := s.j.Tail()
+	if c, ok := src.(io.Closer); ok {
+		defer c.Close()
+	}
 	var (
 		began     bool
 		gateway   string

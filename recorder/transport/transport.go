@@ -32,6 +32,7 @@ package transport
 import (
 	"context"
 	"errors"
+	"io"
 
 	"verbatim.dev/recorder/record"
 )
@@ -47,7 +48,7 @@ type Item struct {
 // epoch after another, oldest first, beginning with the oldest that is not
 // acknowledged. Next blocks until there is a frame. It returns io.EOF or
 // [record.ErrClosed] when the journal is closed and all was read. It is used by
-// one goroutine.
+// one goroutine. A source that is an [io.Closer] is closed at the end.
 type Source interface {
 	Next(ctx context.Context) (Item, error)
 }
@@ -57,6 +58,31 @@ type SourceFunc func(ctx context.Context) (Item, error)
 
 // Next calls the function.
 func (f SourceFunc) Next(ctx context.Context) (Item, error) { return f(ctx) }
+
+// NewSource makes a [Source] of a journal's tail, whatever package its items
+// are of. Where the tail has a Close method, it is called when the connection
+// that reads it ends.
+func NewSource[I ~struct {
+	Epoch   record.Epoch
+	Gateway string
+	Frame   record.Frame
+}](tail interface {
+	Next(ctx context.Context) (I, error)
+}) Source {
+	s := SourceFunc(func(ctx context.Context) (Item, error) {
+		i, err := tail.Next(ctx)
+		return Item(i), err
+	})
+	if c, ok := tail.(io.Closer); ok {
+		return closingSource{s, c}
+	}
+	return s
+}
+
+type closingSource struct {
+	SourceFunc
+	io.Closer
+}
 
 // Journal is the gateway's side of a transport.
 type Journal struct {

@@ -87,6 +87,44 @@ func TestShipSkipsWhatIsHeld(t *testing.T) {
 	}
 }
 
+type foreignItem struct {
+	Epoch   record.Epoch
+	Gateway string
+	Frame   record.Frame
+}
+
+type foreignTail struct {
+	items  []foreignItem
+	closed bool
+}
+
+func (f *foreignTail) Next(context.Context) (foreignItem, error) {
+	if len(f.items) == 0 {
+		return foreignItem{}, record.ErrClosed
+	}
+	i := f.items[0]
+	f.items = f.items[1:]
+	return i, nil
+}
+
+func (f *foreignTail) Close() error { f.closed = true; return nil }
+
+func TestNewSource(t *testing.T) {
+	path := socketPath(t)
+	s := listen(t, ServerConfig{Socket: path})
+	r := &fakeReceiver{}
+	background(t, func() error { return s.Serve(t.Context(), r) })
+	tail := &foreignTail{}
+	for _, i := range epochItems(t, epochOf(1), 1, 2, 1) {
+		tail.items = append(tail.items, foreignItem(i))
+	}
+	j := &fakeJournal{}
+	err := client(t, ClientConfig{Socket: path}).Ship(t.Context(), Journal{Tail: func() Source { return NewSource(tail) }, Acknowledge: j.acknowledge})
+	if err != nil || len(r.taken()) != 4 || !tail.closed || j.acked[epochOf(1)] != 2 {
+		t.Errorf("%v, %d frames, closed %t, acknowledged %v", err, len(r.taken()), tail.closed, j.acks)
+	}
+}
+
 func TestShipReconnects(t *testing.T) {
 	path := socketPath(t)
 	j := &fakeJournal{closed: true, items: epochItems(t, epochOf(1), 20, 10, 2000)}
