@@ -9,11 +9,10 @@ package stack
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -175,7 +174,7 @@ func (s *Stack) keys() error {
 		}
 	}
 	if _, err := os.Stat(s.path("keys/session.key")); errors.Is(err, os.ErrNotExist) {
-		if err := os.WriteFile(s.path("keys/session.key"), []byte(randomHex(32)+"\n"), 0o600); err != nil {
+		if err := os.WriteFile(s.path("keys/session.key"), []byte(RandomHex(32)+"\n"), 0o600); err != nil {
 			return fmt.Errorf("stack: %w", err)
 		}
 	}
@@ -220,7 +219,7 @@ func (s *Stack) configure() error {
 	if err != nil {
 		return fmt.Errorf("stack: %w", err)
 	}
-	return writeFile(s.ConfigFile(), b)
+	return WriteFile(s.ConfigFile(), b)
 }
 
 // StartSink starts the sink and waits until it listens.
@@ -231,7 +230,10 @@ func (s *Stack) StartSink(ctx context.Context) error {
 	}
 	s.Sink = p
 	return s.await(ctx, p, "sink", func() error {
-		_, err := os.Stat(s.path("run/sink.sock"))
+		c, err := net.Dial("unix", s.path("run/sink.sock"))
+		if err == nil {
+			c.Close()
+		}
 		return err
 	})
 }
@@ -328,24 +330,6 @@ func (s *Stack) Token(name string, ttl time.Duration) (string, error) {
 	return "", fmt.Errorf("stack: no ready-made caller %q", name)
 }
 
-// Drained waits until the journal's records have all reached the vault.
-func (s *Stack) Drained(ctx context.Context) error {
-	for {
-		var st struct {
-			Journal struct {
-				Pending int64 `json:"pending"`
-			} `json:"journal"`
-		}
-		_ = st
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(2500 * time.Millisecond):
-			return nil
-		}
-	}
-}
-
 // Stop stops everything that runs.
 func (s *Stack) Stop() {
 	s.mu.Lock()
@@ -372,6 +356,3 @@ func (s *Stack) Stop() {
 		f.Close()
 	}
 }
-
-var _ = json.Marshal
-var _ = http.StatusOK
