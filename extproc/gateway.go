@@ -1,0 +1,277 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/tink-crypto/tink-go/v2/keyset"
+
+	"verbatim.dev/envoy"
+	"verbatim.dev/extproc/auth"
+	"verbatim.dev/extproc/bigquery"
+	"verbatim.dev/extproc/config"
+	"verbatim.dev/extproc/credential"
+	"verbatim.dev/extproc/server"
+	"verbatim.dev/policy"
+	"verbatim.dev/recorder/record"
+)
+
+// gateway holds what changes when the configuration is read again: the
+// snapshot that new exchanges begin with, and what the snapshot is made of.
+type gateway struct {
+	log    *slog.Logger
+	owners *bigquery.Owners
+	jobs   *server.Jobs
+
+	snapshot atomic.Pointer[server.Gate]
+	engine   atomic.Pointer[policy.Engine]
+
+	mu       sync.Mutex // held while a snapshot is made
+	cfg      *config.Config
+	verifier *auth.Verifier
+	sources  map[string]credential.Source // by the configuration that made them
+	watching context.CancelFunc           // of the engine's folder
+}
+
+// maxOwned is how many jobs, uploads and tables this replica remembers the
+// owners of. What was forgotten is asked of BigQuery.
+const maxOwned = 200_000
+
+func newGateway(log *slog.Logger) *gateway {
+	return &gateway{log: log, owners: bigquery.NewOwners(maxOwned), jobs: server.NewJobs(20_000), sources: map[string]credential.Source{}}
+}
+
+// gate returns the snapshot for a new exchange, with the policy of this moment.
+func (g *gateway) gate() *server.Gate {
+	snapshot := *g.snapshot.Load()
+	snapshot.Policy = g.engine.Load().Current()
+	return &snapshot
+}
+
+// load makes cfg the configuration of new exchanges. When it fails, the one
+// before stays.
+func (g *gateway) load(ctx context.Context, cfg *config.Config) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	key, err := readSessionKey(cfg.SessionKey)
+	if err != nil {
+		return err
+	}
+	verifier, err := auth.New(ctx, auth.Config{Issuers: issuers(cfg.Issuers), Logger: g.log}, g.verifier)
+	if err != nil {
+		return fmt.Errorf("issuers: %w", err)
+	}
+	revoked, err := revocations(cfg.Revocations, verifier)
+	if err != nil {
+		verifier.Close()
+		return err
+	}
+	connections, sources, err := g.connections(cfg)
+	if err != nil {
+		verifier.Close()
+		return err
+	}
+	if g.cfg == nil || g.cfg.Policy != cfg.Policy {
+		engine, err := policy.New(ctx, policy.Config{Dir: cfg.Policy.Dir, Bundle: cfg.Policy.Bundle, PublicKey: cfg.Policy.PublicKey, Timeout: cfg.Policy.Timeout, Logger: g.log})
+		if err != nil {
+			verifier.Close()
+			return fmt.Errorf("policy: %w", err)
+		}
+		if g.watching != nil {
+			g.watching()
+		}
+		watch, cancel := context.WithCancel(ctx)
+		g.watching = cancel
+		g.engine.Store(engine)
+		go engine.Watch(watch)
+	}
+	retention := map[string]bool{}
+	for class := range cfg.Retention.Classes {
+		retention[class] = true
+	}
+	g.snapshot.Store(&server.Gate{
+		Verifier: verifier, Revoked: revoked.Revoked, Connections: connections, SessionKey: key,
+		Owners: g.owners, Jobs: g.jobs, Retention: retention, Logger: g.log, Now: time.Now,
+	})
+	g.retire(cfg, verifier, sources)
+	return nil
+}
+
+// retire lets go of what only earlier snapshots used, after the longest time
+// that an exchange may still need it.
+func (g *gateway) retire(cfg *config.Config, verifier *auth.Verifier, sources map[string]credential.Source) {
+	old := g.verifier
+	var gone []credential.Source
+	for k, s := range g.sources {
+		if _, ok := sources[k]; !ok {
+			gone = append(gone, s)
+		}
+	}
+	g.cfg, g.verifier, g.sources = cfg, verifier, sources
+	if old == nil && len(gone) == 0 {
+		return
+	}
+	time.AfterFunc(cfg.Limits.Idle, func() {
+		if old != nil {
+			old.Close()
+		}
+		for _, s := range gone {
+			s.Close()
+		}
+	})
+}
+
+// close ends the goroutines of the snapshot's parts.
+func (g *gateway) close() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.watching != nil {
+		g.watching()
+	}
+	if g.verifier != nil {
+		g.verifier.Close()
+	}
+	for _, s := range g.sources {
+		s.Close()
+	}
+}
+
+// revoke reads the deny list again, ends the exchanges of whom it names and
+// cancels their jobs.
+func (g *gateway) revoke(ctx context.Context, s *server.Server) error {
+	g.mu.Lock()
+	list, err := revocations(g.cfg.Revocations, g.verifier)
+	if err != nil {
+		g.mu.Unlock()
+		return err
+	}
+	next := *g.snapshot.Load()
+	next.Revoked = list.Revoked
+	g.snapshot.Store(&next)
+	g.mu.Unlock()
+	ended := s.Kill(list.Revoked)
+	cancelled := s.Cancel(ctx, g.gate(), g.jobs.Of(list.Revoked))
+	g.log.Info("revocations loaded", "exchanges_ended", ended, "jobs_cancelled", cancelled)
+	return nil
+}
+
+// connections makes the snapshot's connections. Credential sources whose
+// configuration did not change are kept, with their cached tokens.
+func (g *gateway) connections(cfg *config.Config) ([]*server.Connection, map[string]credential.Source, error) {
+	sources := map[string]credential.Source{}
+	var out []*server.Connection
+	fail := func(err error) ([]*server.Connection, map[string]credential.Source, error) {
+		for k, s := range sources {
+			if _, kept := g.sources[k]; !kept {
+				s.Close()
+			}
+		}
+		return nil, nil, err
+	}
+	for _, c := range cfg.Connections {
+		b, err := json.Marshal(c.Credential)
+		if err != nil {
+			return fail(fmt.Errorf("connection %s: %w", c.Name, err))
+		}
+		key := string(b)
+		if sources[key] == nil {
+			if sources[key] = g.sources[key]; sources[key] == nil {
+				if sources[key], err = credential.New(c.Credential, credential.Deps{Logger: g.log}); err != nil {
+					delete(sources, key)
+					return fail(fmt.Errorf("connection %s: %w", c.Name, err))
+				}
+			}
+		}
+		out = append(out, &server.Connection{
+			Name: c.Name, Projects: c.Projects, Location: c.Location, REST: strings.TrimSuffix(c.Upstream.REST, "/"),
+			Cluster: envoy.Connection{Name: c.Name}.Cluster(), Recording: c.Recording, Retention: c.Retention,
+			Credential: sources[key], Client: upstreamClient,
+		})
+	}
+	return out, sources, nil
+}
+
+// upstreamClient sends the gateway's own calls. It follows no redirects: they
+// would carry the credential elsewhere.
+var upstreamClient = &http.Client{
+	Timeout:       30 * time.Second,
+	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+}
+
+func issuers(list []config.Issuer) []auth.IssuerConfig {
+	var out []auth.IssuerConfig
+	for _, i := range list {
+		out = append(out, auth.IssuerConfig{
+			Name: i.Name, URL: i.URL, Audiences: i.Audiences, Algorithms: i.Algorithms, GroupsClaim: i.GroupsClaim, Profile: i.Profile,
+			Claims: i.Claims, JWKSURL: i.JWKSURL, CAFile: i.CA, TrustDomain: i.TrustDomain, Leeway: i.Leeway,
+		})
+	}
+	return out
+}
+
+func revocations(file string, v *auth.Verifier) (*auth.Revocations, error) {
+	if file == "" {
+		return &auth.Revocations{}, nil
+	}
+	list, err := auth.LoadRevocations(file)
+	if err != nil {
+		return nil, fmt.Errorf("revocations: %w", err)
+	}
+	if list, err = list.For(v); err != nil {
+		return nil, fmt.Errorf("revocations: %w", err)
+	}
+	return list, nil
+}
+
+// readSessionKey reads the deployment's key: at least 32 bytes, raw or in hex.
+func readSessionKey(file string) ([]byte, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("session_key: %w", err)
+	}
+	if key, err := hex.DecodeString(string(bytes.TrimSpace(b))); err == nil {
+		b = key
+	}
+	if len(b) < 32 {
+		return nil, fmt.Errorf("session_key: %s holds %d bytes, want at least 32 random bytes (head -c 32 /dev/urandom)", file, len(b))
+	}
+	return b, nil
+}
+
+func readTenant(file string) (*keyset.Handle, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, fmt.Errorf("sealing: %w", err)
+	}
+	defer f.Close()
+	h, err := record.ReadTenant(f, false)
+	if err != nil {
+		return nil, fmt.Errorf("sealing: %s: %w; it must be the public keyset that \"recorder key new\" wrote", file, err)
+	}
+	return h, nil
+}
+
+// pool reads PEM certificates.
+func pool(file string) (*x509.CertPool, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	p := x509.NewCertPool()
+	if !p.AppendCertsFromPEM(b) {
+		return nil, errors.New(file + " holds no PEM certificate")
+	}
+	return p, nil
+}

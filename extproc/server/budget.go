@@ -1,0 +1,66 @@
+package server
+
+import "sync/atomic"
+
+// Budget is the memory that exchanges may hold above their own share, in
+// bytes. It never blocks: an exchange without room stops receiving until its
+// own bytes have gone out, so exchanges cannot wait for each other.
+type Budget struct {
+	limit int64
+	used  atomic.Int64
+}
+
+// NewBudget returns a budget of limit bytes.
+func NewBudget(limit int64) *Budget { return &Budget{limit: limit} }
+
+// take reserves n bytes and reports whether there was room.
+func (b *Budget) take(n int64) bool {
+	for {
+		used := b.used.Load()
+		if used+n > b.limit {
+			return false
+		}
+		if b.used.CompareAndSwap(used, used+n) {
+			return true
+		}
+	}
+}
+
+// Used returns the bytes that are reserved now.
+func (b *Budget) Used() int64 { return b.used.Load() }
+
+// holding counts the bytes that one exchange holds against its share and the
+// budget. It belongs to the exchange's own goroutine.
+type holding struct {
+	share    int64
+	budget   *Budget
+	held     int64
+	borrowed int64
+}
+
+// reserve makes room for n bytes that are about to be received, or reports
+// that there is none now.
+func (h *holding) reserve(n int64) bool {
+	over := max(h.held+n-h.share, 0)
+	if over > h.borrowed {
+		if !h.budget.take(over - h.borrowed) {
+			return false
+		}
+		h.borrowed = over
+	}
+	h.held += n
+	return true
+}
+
+// change corrects the count by n bytes, up for a message that was larger than
+// what was reserved for it, down for bytes that have gone out. It cannot fail:
+// the bytes are in memory already.
+func (h *holding) change(n int64) {
+	h.held += n
+	over := max(h.held-h.share, 0)
+	h.budget.used.Add(over - h.borrowed)
+	h.borrowed = over
+}
+
+// free gives everything back.
+func (h *holding) free() { h.change(-h.held) }

@@ -1,0 +1,37 @@
+// Package server holds the exchange: one HTTP request and its response through
+// Envoy, as one ext_proc stream.
+//
+// # Life of an exchange
+//
+//	request headers   head: what the call means, who is calling, which
+//	                  connection; refused here, it is denied before a body is read
+//	request body      held whole (JSON, bounded) or up to the first part of an
+//	                  upload; then decide: policy, ownership, credential
+//	intent            durable, with the request's bytes, before anything goes
+//	                  upstream; an upload's later pieces each before they go on
+//	response          pieces are journaled as they come and released in order
+//	                  when they are durable; the last one is held until the end
+//	                  is known
+//	outcome           durable in the same commit as the last piece; then the
+//	                  last byte goes out
+//
+// A denial is intent, answer and outcome in one commit, then an immediate
+// response. A failure after the response's head went out ends the stream with
+// an error, which makes Envoy reset the caller's connection: never a clean end.
+//
+// [exchange.step] takes one event and returns what to send; it knows protobuf
+// messages but no stream, no goroutine and no clock of its own, so tables of
+// messages test it. [Server.Process] owns the goroutines: one receives, one
+// sends, one steps.
+//
+// # Memory
+//
+// One exchange holds at most Share bytes that it received and has not sent on
+// (more only while the global Budget has room) and gRPC holds at most Window
+// bytes that were not received yet. So the process stays below
+//
+//	Exchanges x (Window + Share) + Budget + its base
+//
+// A request that must be held whole and finds no room is answered 503. Because
+// each exchange owns its share, none waits for another to make progress.
+package server

@@ -1,0 +1,469 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base32"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"verbatim.dev/extproc/auth"
+	"verbatim.dev/extproc/bigquery"
+	"verbatim.dev/extproc/credential"
+	"verbatim.dev/policy"
+	"verbatim.dev/recorder/record"
+)
+
+// Verifier proves who is calling.
+type Verifier interface {
+	Verify(ctx context.Context, token string) (*auth.Identity, error)
+}
+
+// Policy decides; it is one revision of the rules.
+type Policy interface {
+	Decide(ctx context.Context, in *policy.Input) (*policy.Decision, error)
+	Digest() string
+}
+
+// Connection is a BigQuery to reach.
+type Connection struct {
+	Name       string
+	Projects   []string
+	Location   string
+	REST       string // base URL of the upstream's REST API
+	Cluster    string // Envoy's cluster for it
+	Recording  string // full or metadata
+	Retention  string
+	Credential credential.Source
+	Client     *http.Client // for the gateway's own calls
+}
+
+// Gate is one snapshot of the configuration: an exchange keeps the one that it
+// began with. It is not changed once it is in use.
+type Gate struct {
+	Verifier    Verifier
+	Revoked     func(*auth.Identity) (reason string, ok bool)
+	Policy      Policy
+	Connections []*Connection
+	// SessionKey is the deployment's key for sessions and owners.
+	SessionKey []byte
+	Owners     *bigquery.Owners
+	Jobs       *Jobs
+	Retention  map[string]bool // the retention classes that there are
+	Logger     *slog.Logger
+	Now        func() time.Time
+}
+
+const (
+	labelSession = "verbatim_session"
+	labelOwner   = "verbatim_owner"
+)
+
+// maxJobPart is the largest job of a multipart upload, in bytes.
+const maxJobPart = 1 << 20
+
+// carriers, as the exchange sees them.
+const (
+	carriesMultipart = bigquery.CarriesMultipart
+	carriesStream    = bigquery.CarriesStream
+)
+
+// connection returns the connection that lists the project. A call without a
+// project (the discovery document) goes to the first.
+func (g *Gate) connection(project string) *Connection {
+	for _, c := range g.Connections {
+		if project == "" {
+			return c
+		}
+		for _, p := range c.Projects {
+			if p == project {
+				return c
+			}
+		}
+	}
+	return nil
+}
+
+// refused turns an error of package bigquery into an answer.
+func refused(err error, by string) *refusal {
+	var r *bigquery.Refusal
+	if !errors.As(err, &r) {
+		r = &bigquery.Refusal{Status: http.StatusBadRequest, Reason: bigquery.ReasonInvalid, Code: "body_invalid", Message: "The request could not be read."}
+	}
+	return &refusal{status: r.Status, reason: r.Reason, code: r.Code, by: by, message: r.Message}
+}
+
+func (g *Gate) head(ctx context.Context, r *request) (*plan, *refusal) {
+	p := newPlan(r)
+	var unclear *bigquery.Refusal
+	p.route, unclear = bigquery.Classify(bigquery.Request{Method: r.method, Target: r.target, Headers: r.headers})
+	p.call = p.route.Record()
+	p.carries = p.route.Carries
+	p.path = p.route.Path
+	p.session = auth.Session(g.SessionKey, &auth.Identity{Principal: record.Principal{Subject: "anonymous"}}, r.received)
+
+	_, query, _ := strings.Cut(r.target, "?")
+	token, err := auth.Bearer(r.headers, query)
+	p.keepHeaders(token)
+	if p.leaks(p.call.Project+p.call.Dataset+p.call.Table, token) {
+		p.call = record.Call{Method: p.call.Method}
+	}
+	if err != nil {
+		return p, unproven(err)
+	}
+	id, err := g.Verifier.Verify(ctx, token)
+	if err != nil {
+		return p, unproven(err)
+	}
+	p.identity, p.token = id, token
+	p.session = auth.Session(g.SessionKey, id, r.received)
+	if reason, ok := g.Revoked(id); ok {
+		return p, &refusal{status: http.StatusUnauthorized, reason: bigquery.ReasonAuthError, code: "revoked", by: "revocation",
+			message: "The caller's access was revoked: " + reason + "."}
+	}
+	if unclear != nil {
+		return p, refused(unclear, "route")
+	}
+	p.conn = g.connection(p.call.Project)
+	if p.conn == nil {
+		return p, &refusal{status: http.StatusForbidden, reason: bigquery.ReasonAccessDenied, code: "connection_unknown", by: "connection",
+			message: fmt.Sprintf("No connection of this gateway lists the project %q. Use a project that is served here, or ask the operator to add it.", p.call.Project)}
+	}
+	p.class, p.cluster, p.full = p.conn.Retention, p.conn.Cluster, p.conn.Recording != "metadata"
+	if p.carries == carriesMultipart {
+		if p.part, err = bigquery.NewPart(r.header("content-type"), maxJobPart); err != nil {
+			return p, refused(err, "body")
+		}
+	}
+	return p, nil
+}
+
+// unproven answers a request whose caller could not be proven.
+func unproven(err error) *refusal {
+	var e *auth.Error
+	if !errors.As(err, &e) {
+		return &refusal{status: http.StatusServiceUnavailable, reason: bigquery.ReasonBackendError, code: "authentication_failed", by: "authentication",
+			message: "The token could not be checked now. Try again later."}
+	}
+	r := &refusal{status: http.StatusUnauthorized, reason: bigquery.ReasonAuthError, code: string(e.Code), by: "authentication", message: e.Message}
+	if e.Unavailable {
+		r.status, r.reason = http.StatusServiceUnavailable, bigquery.ReasonBackendError
+	}
+	return r
+}
+
+// decide is told the body, of an upload only what came of it so far.
+func (g *Gate) decide(ctx context.Context, p *plan, body []byte, probe prober) *refusal {
+	job, contentType, encoding := body, p.request.header("content-type"), p.request.header("content-encoding")
+	switch p.carries {
+	case carriesMultipart:
+		if job = p.part.JSON(); job == nil {
+			return &refusal{status: 400, reason: bigquery.ReasonInvalid, code: "multipart", by: "body", message: "The upload ended before its first part, the job's JSON, was whole."}
+		}
+		if p.encoded() {
+			return &refusal{status: 415, reason: bigquery.ReasonInvalid, code: "content_encoding", by: "body", message: "A multipart upload with a content-encoding is not served; send it plain."}
+		}
+		contentType, encoding = p.part.ContentType(), ""
+	case carriesStream:
+		if p.encoded() {
+			return &refusal{status: 415, reason: bigquery.ReasonInvalid, code: "content_encoding", by: "body", message: "An upload with a content-encoding is not served; send it plain, or as a file that is itself compressed."}
+		}
+		job = nil
+	}
+	facts, err := bigquery.ParseBody(p.route, contentType, encoding, job)
+	if err != nil {
+		return refused(err, "body")
+	}
+	p.facts = facts
+	p.call.SQL, p.call.Parameters, p.call.DryRun = p.facts.SQL, p.facts.Parameters, p.facts.DryRun
+	if p.facts.Job != nil {
+		p.call.Job = p.facts.Job
+	}
+	p.asserted.Labels, p.asserted.RequestID = p.facts.Labels, p.facts.RequestID
+
+	decision, refusal := g.policy(ctx, p)
+	if refusal != nil {
+		return refusal
+	}
+	if refusal := g.owned(ctx, p, probe); refusal != nil {
+		return refusal
+	}
+	if refusal := g.rewrite(p, decision); refusal != nil {
+		return refusal
+	}
+	if decision.Retention != "" {
+		if !g.Retention[decision.Retention] {
+			return policyFailed("the policy names the retention class " + decision.Retention + ", which the gateway does not have")
+		}
+		p.class = decision.Retention
+	}
+	token, err := p.conn.Credential.Token(ctx, credential.Caller{Session: p.session, Principal: p.identity.Principal})
+	if err != nil {
+		g.Logger.Error("no credential", "connection", p.conn.Name, "error", err)
+		return &refusalCredential
+	}
+	p.credential, p.decision.Credential = token.Value, token.Name
+	p.decide(true, nil)
+	p.decision.By = "policy"
+	return nil
+}
+
+var refusalCredential = refusal{status: 503, reason: bigquery.ReasonBackendError, code: "credential_unavailable", by: "credential",
+	message: "The gateway has no credential for BigQuery at the moment. Try again later; the operator finds the cause in the gateway's log."}
+
+func policyFailed(why string) *refusal {
+	return &refusal{status: 403, reason: bigquery.ReasonAccessDenied, code: string(policy.CodeError), by: "policy",
+		message: "The policy could not be evaluated, so the request is denied: " + why + "."}
+}
+
+// policy asks the rules.
+func (g *Gate) policy(ctx context.Context, p *plan) (*policy.Decision, *refusal) {
+	p.decision.Policy = g.Policy.Digest()
+	d, err := g.Policy.Decide(ctx, p.input(g.Now()))
+	if err != nil {
+		r := policyFailed("it failed")
+		var e *policy.Error
+		if errors.As(err, &e) {
+			r.code = string(e.Code)
+		}
+		g.Logger.Error("policy failed", "code", r.code, "error", err, "policy", p.decision.Policy)
+		return nil, r
+	}
+	for _, r := range d.Reasons {
+		p.decision.Reasons = append(p.decision.Reasons, record.Reason(r))
+	}
+	if !d.Allow {
+		r := &refusal{status: 403, reason: bigquery.ReasonAccessDenied, code: "policy_denied", by: "policy", message: "The policy denies this request.", reasons: p.decision.Reasons}
+		if len(d.Reasons) > 0 {
+			r.code, r.message = d.Reasons[0].Code, d.Reasons[0].Message
+		}
+		return nil, r
+	}
+	p.decision.MaxBytes = d.Limits.MaximumBytesBilled
+	return d, nil
+}
+
+// input is what the rules see.
+func (p *plan) input(now time.Time) *policy.Input {
+	id := p.identity
+	in := &policy.Input{
+		Time: now.UTC(),
+		Caller: policy.Caller{Issuer: id.Principal.Issuer, IssuerURL: id.Principal.URL, Subject: id.Principal.Subject,
+			Email: id.Principal.Email, Groups: id.Principal.Groups},
+		Provenance: policy.Provenance{
+			Profile: id.Provenance.Profile, Pipeline: id.Provenance.Pipeline, Repository: id.Provenance.Repository, Ref: id.Provenance.Ref,
+			Commit: id.Provenance.Commit, Workflow: id.Provenance.Workflow, Run: id.Provenance.Run, Actor: id.Provenance.Actor,
+			Environment: id.Provenance.Environment, Namespace: id.Provenance.Namespace, Pod: id.Provenance.Pod,
+			ServiceAccount: id.Provenance.ServiceAccount, SPIFFE: id.Provenance.SPIFFE,
+		},
+		Asserted: policy.Asserted{UserAgent: p.asserted.UserAgent, Labels: p.asserted.Labels, RequestReason: p.asserted.RequestReason,
+			Agent: p.asserted.Agent, Model: p.asserted.Model, Conversation: p.asserted.Conversation, ToolCall: p.asserted.ToolCall},
+		Connection: policy.Connection{Name: p.conn.Name, Location: p.conn.Location, Recording: p.conn.Recording, Retention: p.conn.Retention},
+		Request: policy.Request{
+			Method: p.call.Method, Kind: string(p.route.Kind), HTTPMethod: p.request.method, Path: pathOf(p.path),
+			Project: p.call.Project, Dataset: p.call.Dataset, Table: p.call.Table, DryRun: p.call.DryRun,
+			JobType: string(p.facts.JobType), ExternalTables: len(p.facts.External) > 0,
+		},
+	}
+	if t := p.facts.Destination; t != nil {
+		in.Request.Destination = t.Project + "." + t.Dataset + "." + t.Table
+	}
+	if d := p.facts.DefaultDataset; d != nil {
+		in.Request.DefaultDataset = strings.TrimPrefix(d.Project+"."+d.Dataset, ".")
+	}
+	for _, a := range id.Principal.OnBehalfOf {
+		in.Caller.OnBehalfOf = append(in.Caller.OnBehalfOf, policy.Actor(a))
+	}
+	if p.call.Job != nil {
+		in.Request.Job = p.call.Job.ID
+	}
+	if p.facts.SQL != "" {
+		in.SQL = &policy.SQL{Text: p.facts.SQL, Legacy: p.facts.Legacy != nil && *p.facts.Legacy || p.facts.LegacyPrefix, Parameters: p.facts.Parameters}
+	}
+	return in
+}
+
+// --- ownership: one caller cannot reach another's through the shared account ---
+
+// owner returns the name under which what a principal makes is owned, as a
+// label's value.
+func (g *Gate) owner(project string, p record.Principal) string {
+	return g.mac("verbatim/owner/1", project, p.URL, p.Subject)
+}
+
+// mac returns 52 characters of lower-case base32: an HMAC under the
+// deployment's key over the parts, each with its length.
+func (g *Gate) mac(parts ...string) string {
+	mac := hmac.New(sha256.New, g.SessionKey)
+	for _, s := range parts {
+		var n [4]byte
+		binary.BigEndian.PutUint32(n[:], uint32(len(s)))
+		mac.Write(n[:])
+		mac.Write([]byte(s))
+	}
+	return strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(mac.Sum(nil)))
+}
+
+func notOwned(what string) *refusal {
+	return &refusal{status: 403, reason: bigquery.ReasonAccessDenied, code: "not_owner", by: "ownership",
+		message: "This " + what + " is not known to be the caller's own, so its content is not shown. Only who made it through this gateway may use it."}
+}
+
+// owned checks every handle in the request that another caller may have made.
+// What cannot be proven is denied.
+func (g *Gate) owned(ctx context.Context, p *plan, probe prober) *refusal {
+	me := ownerOf(p.identity)
+	switch {
+	case p.call.Method == "bigquery.jobs.list":
+		return &refusal{status: 403, reason: bigquery.ReasonAccessDenied, code: "jobs_list", by: "ownership",
+			message: "jobs.list would show other callers' jobs, since all run under the gateway's account. Ask for your own jobs by their id."}
+	case p.facts.SessionID != "" || p.facts.CreateSession:
+		return &refusal{status: 403, reason: bigquery.ReasonAccessDenied, code: "session_unsupported", by: "ownership",
+			message: "BigQuery sessions are not open through this gateway yet. Send the statements as one script."}
+	case p.route.Table != "" && strings.HasPrefix(p.call.Dataset, "_"):
+		t := bigquery.Table{Project: p.call.Project, Dataset: p.call.Dataset, Table: p.call.Table}
+		if owns, _ := g.Owners.Owns(bigquery.TableKey(t), me); !owns {
+			return notOwned("anonymous table")
+		}
+	case p.route.UploadID != "":
+		if owns, _ := g.Owners.Owns(bigquery.UploadKey(p.route.UploadID), me); !owns {
+			return notOwned("upload")
+		}
+	case p.route.Job != nil:
+		key := bigquery.JobKey(*p.route.Job)
+		owns, known := g.Owners.Owns(key, me)
+		if known && !owns {
+			return notOwned("job")
+		}
+		if known {
+			return nil
+		}
+		label, err := g.askOwner(ctx, p.route.Job, probe)
+		if err != nil {
+			g.Logger.Warn("owner of a job not found", "job", p.route.Job.String(), "error", err)
+		}
+		if label == "" || label != g.owner(p.call.Project, p.identity.Principal) {
+			return notOwned("job")
+		}
+		g.Owners.Put(key, me)
+	}
+	return nil
+}
+
+func ownerOf(id *auth.Identity) bigquery.Owner {
+	return bigquery.Owner{Issuer: id.Principal.URL, Subject: id.Principal.Subject}
+}
+
+// askOwner reads the owner's label, which the gateway wrote when the job was
+// inserted, from BigQuery itself: another replica may have made the job.
+func (g *Gate) askOwner(ctx context.Context, j *record.Job, probe prober) (string, error) {
+	q := url.Values{"fields": {"configuration(labels)"}}
+	if j.Location != "" {
+		q.Set("location", j.Location)
+	}
+	path := "/bigquery/v2/projects/" + url.PathEscape(j.Project) + "/jobs/" + url.PathEscape(j.ID) + "?" + q.Encode()
+	status, body, err := probe(ctx, "owner of job", http.MethodGet, path)
+	if err != nil {
+		return "", err
+	}
+	if status != http.StatusOK {
+		return "", fmt.Errorf("jobs.get answered %d", status)
+	}
+	var job struct {
+		Configuration struct {
+			Labels map[string]string `json:"labels"`
+		} `json:"configuration"`
+	}
+	if err := json.Unmarshal(body, &job); err != nil {
+		return "", errors.New("jobs.get answered with something that is no job")
+	}
+	return job.Configuration.Labels[labelOwner], nil
+}
+
+// rewrite puts the decision's limits and labels into the request, and what
+// keeps callers apart who share one account.
+func (g *Gate) rewrite(p *plan, d *policy.Decision) *refusal {
+	plain := p.facts.Body
+	if len(plain) == 0 {
+		return nil
+	}
+	owner := g.owner(p.call.Project, p.identity.Principal)
+	changes := bigquery.Changes{MaximumBytesBilled: d.Limits.MaximumBytesBilled, ForceStandardSQL: true, Labels: map[string]string{}}
+	for k, v := range d.Labels {
+		changes.Labels[k] = v
+	}
+	changes.Labels[labelSession], changes.Labels[labelOwner] = p.session, owner
+	if p.facts.JobCreationMode != "" {
+		changes.JobCreationMode = "JOB_CREATION_REQUIRED"
+	}
+	if p.facts.RequestID != "" {
+		// BigQuery answers a repeated request id with the first one's result:
+		// another caller's id must not be guessable.
+		changes.RequestID = g.mac("verbatim/request/1", owner, p.facts.RequestID)
+	}
+	changed, err := bigquery.Rewrite(p.route, plain, changes)
+	if err != nil {
+		return refused(err, "body")
+	}
+	switch {
+	case p.carries == carriesMultipart:
+		p.body, p.contentType = p.part.Replace(changed), p.part.UpstreamContentType()
+	case !bytes.Equal(changed, plain) || p.encoded():
+		p.body = changed
+	}
+	if p.facts.JobType != "" {
+		p.decision.Labels = changes.Labels
+	}
+	return nil
+}
+
+// encoded reports whether the request's body is compressed.
+func (p *plan) encoded() bool {
+	e := p.request.header("content-encoding")
+	return e != "" && !strings.EqualFold(e, "identity")
+}
+
+// settled notes who owns what the exchange made. An id counts only when
+// BigQuery accepted it: a caller could name another's job.
+func (g *Gate) settled(p *plan, status int, f bigquery.ResponseFacts) {
+	if p.identity == nil || status < 200 || status > 299 {
+		return
+	}
+	me := ownerOf(p.identity)
+	made := (p.call.Method == "bigquery.jobs.insert" || p.call.Method == "bigquery.jobs.query") && !p.call.DryRun
+	if f.Job == nil {
+		return
+	}
+	running := f.State != "DONE" && (f.JobComplete == nil || !*f.JobComplete)
+	if made {
+		g.Owners.Put(bigquery.JobKey(*f.Job), me)
+		if running {
+			g.Jobs.Started(RunningJob{Job: *f.Job, Identity: p.identity, Session: p.session, Connection: p.conn.Name})
+		}
+	}
+	if !running {
+		g.Jobs.Ended(*f.Job)
+	}
+	// The result of a query whose job is the caller's own, as jobs.get names it.
+	if d := f.Destination; d != nil && strings.HasPrefix(d.Dataset, "_") {
+		if owns, _ := g.Owners.Owns(bigquery.JobKey(*f.Job), me); owns {
+			g.Owners.Put(bigquery.TableKey(*d), me)
+		}
+	}
+}
+
+// upload notes who owns an upload whose address BigQuery just gave out.
+func (g *Gate) upload(p *plan, id string) {
+	if p.identity != nil {
+		g.Owners.Put(bigquery.UploadKey(id), ownerOf(p.identity))
+	}
+}

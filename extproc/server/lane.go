@@ -1,0 +1,73 @@
+package server
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"hash"
+
+	"verbatim.dev/recorder/record"
+)
+
+// lane is the body of one direction: its pieces in order, with their sums.
+type lane struct {
+	direction record.Direction
+	full      bool // pieces are recorded, not only counted and hashed
+	piece     uint32
+	offset    int64
+	sum       hash.Hash
+	pending   [][]byte // received, not yet given to the journal
+	waiting   int64    // bytes in pending
+	ended     bool
+}
+
+func newLane(d record.Direction) lane { return lane{direction: d, sum: sha256.New()} }
+
+// add takes in bytes that were received.
+func (l *lane) add(b []byte) {
+	if len(b) == 0 {
+		return
+	}
+	l.pending = append(l.pending, b)
+	l.waiting += int64(len(b))
+}
+
+// take empties pending.
+func (l *lane) take() [][]byte {
+	b := l.pending
+	l.pending, l.waiting = nil, 0
+	return b
+}
+
+// drafts counts and hashes the chunks and returns the payload records that
+// keep them, none where the lane is not recorded.
+func (l *lane) drafts(base record.Draft, chunks [][]byte) []record.Draft {
+	var out []record.Draft
+	for _, c := range chunks {
+		l.sum.Write(c)
+		if !l.full {
+			l.offset += int64(len(c))
+			continue
+		}
+		for len(c) > 0 {
+			n := min(len(c), record.MaxPiece)
+			d := base
+			d.Kind, d.Direction, d.Piece, d.Offset, d.Body = record.KindPayload, l.direction, l.piece, uint64(l.offset), c[:n:n]
+			out = append(out, d)
+			l.piece++
+			l.offset += int64(n)
+			c = c[n:]
+		}
+	}
+	return out
+}
+
+// total sums the lane up; it is false for a body that never was.
+func (l *lane) total() (record.Total, bool) {
+	if l.offset == 0 {
+		return record.Total{}, false
+	}
+	return record.Total{
+		Direction: l.direction.String(), Pieces: l.piece, Bytes: l.offset,
+		SHA256: hex.EncodeToString(l.sum.Sum(nil)), Recorded: l.full,
+	}, true
+}
