@@ -223,19 +223,24 @@ func (j *Journal) readState(seg *segment) (string, position, error) {
 	return gateway, p, nil
 }
 
-// removeEpoch removes an epoch's folder with what is left in it.
+// removeEpoch removes an epoch's folder with what is left in it. It may be
+// called again after an error.
 func (j *Journal) removeEpoch(dir string) error {
 	names, err := j.fs.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return j.fs.SyncDir(j.cfg.Dir)
+	}
 	if err != nil {
 		return err
 	}
 	// Segments first: without any, the folder is no epoch to recovery.
-	for _, ext := range []string{".wal", ""} {
+	for _, segments := range []bool{true, false} {
 		for _, name := range names {
-			if strings.HasSuffix(name, ext) {
-				if err := j.fs.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
-					return err
-				}
+			if strings.HasSuffix(name, ".wal") != segments {
+				continue
+			}
+			if err := j.fs.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
 			}
 		}
 		if err := j.fs.SyncDir(dir); err != nil {
