@@ -1,5 +1,20 @@
 package policy
 
+import (
+	"errors"
+	"fmt"
+	"math"
+	"math/big"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+)
+
 // Reason is one coded reason of a decision. Codes are stable.
 type Reason struct {
 	Code    string `json:"code"`
@@ -38,7 +53,200 @@ const (
 type Error struct {
 	Code    Code
 	Message string
+
+	at    string // file:line
+	cause error  // may quote the input
 }
 
 // Error returns "CODE: MESSAGE".
 func (e *Error) Error() string { return string(e.Code) + ": " + e.Message }
+
+// The bounds of a decision.
+const (
+	maxReasons = 32
+	maxMessage = 2048 // bytes
+	maxLabels  = 64   // BigQuery's own bound for a resource
+)
+
+var (
+	codePattern = regexp.MustCompile(`^[a-z][a-z0-9_]{0,63}$`)
+	namePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$`)
+)
+
+// readDecision reads a decision strictly: a field that is missing, ill-typed or
+// not known is an error. Errors name fields, never values.
+func readDecision(v ast.Value) (*Decision, error) {
+	o, err := readObject("decision", v, []string{"allow", "reasons", "limits", "labels"}, []string{"credential", "retention"})
+	if err != nil {
+		return nil, err
+	}
+	d := &Decision{}
+	allow, ok := o["allow"].(ast.Boolean)
+	if !ok {
+		return nil, fmt.Errorf("allow is %s, want a boolean", ast.ValueName(o["allow"]))
+	}
+	d.Allow = bool(allow)
+	if d.Reasons, err = readReasons(o["reasons"]); err != nil {
+		return nil, err
+	}
+	if !d.Allow && len(d.Reasons) == 0 {
+		return nil, errors.New("allow is false without a reason")
+	}
+	limits, err := readObject("limits", o["limits"], []string{"maximum_bytes_billed"}, nil)
+	if err != nil {
+		return nil, err
+	}
+	if d.Limits.MaximumBytesBilled, err = readInteger("limits.maximum_bytes_billed", limits["maximum_bytes_billed"]); err != nil {
+		return nil, err
+	}
+	if d.Labels, err = readLabels(o["labels"]); err != nil {
+		return nil, err
+	}
+	if d.Credential, err = readName("credential", o["credential"], 64); err != nil {
+		return nil, err
+	}
+	d.Retention, err = readName("retention", o["retention"], 32)
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+func readObject(at string, v ast.Value, required, optional []string) (map[string]ast.Value, error) {
+	o, ok := v.(ast.Object)
+	if !ok {
+		return nil, fmt.Errorf("%s is %s, want an object", at, ast.ValueName(v))
+	}
+	out := make(map[string]ast.Value, o.Len())
+	err := o.Iter(func(k, v *ast.Term) error {
+		key, ok := k.Value.(ast.String)
+		name := string(key)
+		if !ok || !slices.Contains(required, name) && !slices.Contains(optional, name) {
+			return fmt.Errorf("%s has a field that is not known: its fields are %s", at, strings.Join(slices.Concat(required, optional), ", "))
+		}
+		out[name] = v.Value
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range required {
+		if _, ok := out[name]; !ok {
+			return nil, fmt.Errorf("%s has no field %s", at, name)
+		}
+	}
+	return out, nil
+}
+
+func readReasons(v ast.Value) ([]Reason, error) {
+	var terms []*ast.Term
+	switch v := v.(type) {
+	case *ast.Array:
+		v.Foreach(func(t *ast.Term) { terms = append(terms, t) })
+	case ast.Set:
+		terms = v.Slice() // sorted
+	default:
+		return nil, fmt.Errorf("reasons is %s, want an array or a set", ast.ValueName(v))
+	}
+	if len(terms) > maxReasons {
+		return nil, fmt.Errorf("reasons has more than %d members", maxReasons)
+	}
+	out := make([]Reason, 0, len(terms))
+	for i, t := range terms {
+		at := fmt.Sprintf("reasons[%d]", i)
+		o, err := readObject(at, t.Value, []string{"code", "message"}, nil)
+		if err != nil {
+			return nil, err
+		}
+		code, ok := o["code"].(ast.String)
+		if !ok || !codePattern.MatchString(string(code)) {
+			return nil, fmt.Errorf("%s.code is no word of a-z, 0-9 and _ of at most 64 characters", at)
+		}
+		message, ok := o["message"].(ast.String)
+		if !ok || message == "" || len(message) > maxMessage || !utf8.ValidString(string(message)) || strings.ContainsFunc(string(message), unicode.IsControl) {
+			return nil, fmt.Errorf("%s.message is no line of text of 1 to %d bytes", at, maxMessage)
+		}
+		out = append(out, Reason{Code: string(code), Message: string(message)})
+	}
+	return out, nil
+}
+
+// readInteger reads a whole number from 0 to the largest int64. 1e10 is one.
+func readInteger(at string, v ast.Value) (int64, error) {
+	n, ok := v.(ast.Number)
+	if !ok {
+		return 0, fmt.Errorf("%s is %s, want a number", at, ast.ValueName(v))
+	}
+	i, err := strconv.ParseInt(string(n), 10, 64)
+	if err != nil {
+		// ParseFloat first: an exponent of a billion must not reach big.Rat.
+		f, ferr := strconv.ParseFloat(string(n), 64)
+		if ferr != nil || f < 0 || f >= math.MaxInt64 || (f != 0 && f < 1) || len(n) > 64 {
+			return 0, fmt.Errorf("%s is no whole number from 0 to %d", at, int64(math.MaxInt64))
+		}
+		r, ok := new(big.Rat).SetString(string(n))
+		if !ok || !r.IsInt() || !r.Num().IsInt64() {
+			return 0, fmt.Errorf("%s is no whole number from 0 to %d", at, int64(math.MaxInt64))
+		}
+		i = r.Num().Int64()
+	}
+	if i < 0 {
+		return 0, fmt.Errorf("%s is no whole number from 0 to %d", at, int64(math.MaxInt64))
+	}
+	return i, nil
+}
+
+// readLabels reads labels and holds them to BigQuery's rules
+// (https://cloud.google.com/bigquery/docs/labels-intro#requirements).
+func readLabels(v ast.Value) (map[string]string, error) {
+	o, ok := v.(ast.Object)
+	if !ok {
+		return nil, fmt.Errorf("labels is %s, want an object", ast.ValueName(v))
+	}
+	if o.Len() > maxLabels {
+		return nil, fmt.Errorf("labels has more than %d members", maxLabels)
+	}
+	out := make(map[string]string, o.Len())
+	err := o.Iter(func(k, v *ast.Term) error {
+		key, okKey := k.Value.(ast.String)
+		value, okValue := v.Value.(ast.String)
+		if !okKey || !okValue {
+			return errors.New("labels holds something that is not a string")
+		}
+		if !labelText(string(key)) || key == "" || !labelStart(string(key)) {
+			return errors.New("labels has a key that BigQuery does not take: 1 to 63 of lower-case letters, digits, _ and -, a letter first")
+		}
+		if !labelText(string(value)) {
+			return errors.New("labels has a value that BigQuery does not take: at most 63 of lower-case letters, digits, _ and -")
+		}
+		out[string(key)] = string(value)
+		return nil
+	})
+	return out, err
+}
+
+func labelStart(s string) bool {
+	r, _ := utf8.DecodeRuneInString(s)
+	return unicode.IsLetter(r)
+}
+
+func labelText(s string) bool {
+	if !utf8.ValidString(s) || utf8.RuneCountInString(s) > 63 || len(s) > 128 {
+		return false
+	}
+	return !strings.ContainsFunc(s, func(r rune) bool {
+		return r != '_' && r != '-' && !unicode.IsDigit(r) && (!unicode.IsLetter(r) || unicode.IsUpper(r) || unicode.IsTitle(r))
+	})
+}
+
+// readName reads an optional name; v is nil where it is absent.
+func readName(at string, v ast.Value, most int) (string, error) {
+	if v == nil {
+		return "", nil
+	}
+	s, ok := v.(ast.String)
+	if !ok || len(s) > most || s != "" && !namePattern.MatchString(string(s)) {
+		return "", fmt.Errorf("%s is no name of at most %d letters, digits, _, . and -", at, most)
+	}
+	return string(s), nil
+}

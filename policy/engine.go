@@ -120,7 +120,7 @@ func (e *Engine) Reload(ctx context.Context) (changed bool, err error) {
 // reload returns, with an error, a text that stays the same as long as the
 // failure does.
 func (e *Engine) reload(ctx context.Context) (changed bool, failing string, err error) {
-	s, err := e.read()
+	s, err := e.read(ctx)
 	if err != nil {
 		err = fmt.Errorf("policy: %w", err)
 		return false, err.Error(), err

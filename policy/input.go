@@ -1,8 +1,12 @@
 package policy
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"time"
+
+	"github.com/open-policy-agent/opa/v1/ast"
 )
 
 // InputVersion is the version of the input that this package builds.
@@ -113,4 +117,121 @@ type SQL struct {
 	Text       string
 	Legacy     bool            // useLegacySql is true, or the caller left it to its default of true
 	Parameters json.RawMessage // the request's queryParameters as they came; nil for none
+}
+
+// keys are the terms of the input's keys, made once.
+var keys = func() map[string]*ast.Term {
+	m := map[string]*ast.Term{}
+	for _, k := range []string{
+		"version", "time", "caller", "provenance", "asserted", "connection", "request", "sql",
+		"issuer", "issuer_url", "subject", "email", "groups", "on_behalf_of",
+		"profile", "pipeline", "repository", "ref", "commit", "workflow", "run", "actor", "environment", "namespace", "pod", "service_account", "spiffe_id",
+		"user_agent", "labels", "request_reason", "agent", "model", "conversation", "tool_call",
+		"name", "location", "recording", "retention",
+		"method", "kind", "http_method", "path", "project", "dataset", "table", "job", "dry_run", "job_type", "destination", "default_dataset", "external_tables",
+		"text", "legacy", "parameters", "words", "names", "statements", "problem",
+	} {
+		m[k] = ast.StringTerm(k)
+	}
+	return m
+}()
+
+func field(key string, v ast.Value) [2]*ast.Term { return [2]*ast.Term{keys[key], {Value: v}} }
+
+func text(key, v string) [2]*ast.Term { return field(key, ast.String(v)) }
+
+// value returns the input as the policy sees it. The error holds nothing of
+// the input.
+func (in *Input) value() (ast.Value, error) {
+	switch {
+	case in == nil:
+		return nil, errors.New("there is none")
+	case in.Time.IsZero():
+		return nil, errors.New("it has no time")
+	}
+	groups := make([]*ast.Term, len(in.Caller.Groups))
+	for i, g := range in.Caller.Groups {
+		groups[i] = ast.StringTerm(g)
+	}
+	chain := make([]*ast.Term, len(in.Caller.OnBehalfOf))
+	for i, a := range in.Caller.OnBehalfOf {
+		chain[i] = ast.ObjectTerm(text("issuer", a.Issuer), text("subject", a.Subject))
+	}
+	labels := ast.NewObject()
+	for k, v := range in.Asserted.Labels {
+		labels.Insert(ast.StringTerm(k), ast.StringTerm(v))
+	}
+	c, p, a, n, r := &in.Caller, &in.Provenance, &in.Asserted, &in.Connection, &in.Request
+	fields := [][2]*ast.Term{
+		field("version", ast.Number("1")),
+		text("time", in.Time.UTC().Format(time.RFC3339Nano)),
+		field("caller", ast.NewObject(
+			text("issuer", c.Issuer), text("issuer_url", c.IssuerURL), text("subject", c.Subject), text("email", c.Email),
+			field("groups", ast.NewArray(groups...)), field("on_behalf_of", ast.NewArray(chain...)),
+		)),
+		field("provenance", ast.NewObject(
+			text("profile", p.Profile), text("pipeline", p.Pipeline), text("repository", p.Repository), text("ref", p.Ref),
+			text("commit", p.Commit), text("workflow", p.Workflow), text("run", p.Run), text("actor", p.Actor),
+			text("environment", p.Environment), text("namespace", p.Namespace), text("pod", p.Pod),
+			text("service_account", p.ServiceAccount), text("spiffe_id", p.SPIFFE),
+		)),
+		field("asserted", ast.NewObject(
+			text("user_agent", a.UserAgent), field("labels", labels), text("request_reason", a.RequestReason),
+			text("agent", a.Agent), text("model", a.Model), text("conversation", a.Conversation), text("tool_call", a.ToolCall),
+		)),
+		field("connection", ast.NewObject(
+			text("name", n.Name), text("location", n.Location), text("recording", n.Recording), text("retention", n.Retention),
+		)),
+		field("request", ast.NewObject(
+			text("method", r.Method), text("kind", r.Kind), text("http_method", r.HTTPMethod), text("path", r.Path),
+			text("project", r.Project), text("dataset", r.Dataset), text("table", r.Table), text("job", r.Job),
+			field("dry_run", ast.Boolean(r.DryRun)), text("job_type", r.JobType), text("destination", r.Destination),
+			text("default_dataset", r.DefaultDataset), field("external_tables", ast.Boolean(r.ExternalTables)),
+		)),
+	}
+	if in.SQL != nil {
+		sql, err := in.SQL.value()
+		if err != nil {
+			return nil, err
+		}
+		fields = append(fields, field("sql", sql))
+	}
+	return ast.NewObject(fields...), nil
+}
+
+func (q *SQL) value() (ast.Value, error) {
+	w := scanWords(q.Text)
+	var parameters ast.Value = ast.Null{}
+	if len(q.Parameters) > 0 {
+		d := json.NewDecoder(bytes.NewReader(q.Parameters))
+		d.UseNumber()
+		var v any
+		err := d.Decode(&v)
+		if err == nil && d.More() {
+			err = errors.New("more")
+		}
+		if err != nil {
+			return nil, errors.New("the query parameters are not one JSON value")
+		}
+		if parameters, err = ast.InterfaceToValue(v); err != nil {
+			return nil, errors.New("the query parameters are not one JSON value")
+		}
+	}
+	statements := make([]*ast.Term, len(w.statements))
+	for i, s := range w.statements {
+		statements[i] = ast.StringTerm(s)
+	}
+	return ast.NewObject(
+		text("text", q.Text), field("legacy", ast.Boolean(q.Legacy || w.legacy)), field("parameters", parameters),
+		field("words", counts(w.count)), field("names", counts(w.names)),
+		field("statements", ast.NewArray(statements...)), text("problem", w.problem),
+	), nil
+}
+
+func counts(m map[string]int) ast.Object {
+	pairs := make([][2]*ast.Term, 0, len(m))
+	for k, n := range m {
+		pairs = append(pairs, [2]*ast.Term{ast.StringTerm(k), ast.IntNumberTerm(n)})
+	}
+	return ast.NewObject(pairs...)
 }
