@@ -1,0 +1,272 @@
+// Package config reads the gateway's configuration file.
+//
+// The rule of this folder: a configuration that is not understood to the last
+// key is not used, and whoever wrote it learns all that is wrong with it at
+// once, each as "file:line: what, and what to do".
+package config
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+
+	"verbatim.dev/extproc/credential"
+)
+
+// Config is the whole file. Paths are absolute or relative to the working
+// directory: Load has resolved those that were relative to the file. Durations
+// are time.Duration, written "30s" or "400d" (a day is 24 hours).
+type Config struct {
+	// Path is the file that it was read from.
+	Path string `yaml:"-"`
+
+	Gateway     string       `yaml:"gateway"`
+	Listen      Listen       `yaml:"listen"`
+	Limits      Limits       `yaml:"limits"`
+	Journal     Journal      `yaml:"journal"`
+	Sealing     Sealing      `yaml:"sealing"`
+	SessionKey  string       `yaml:"session_key" path:"file"`
+	Transport   Transport    `yaml:"transport"`
+	Retention   Retention    `yaml:"retention"`
+	Issuers     []Issuer     `yaml:"issuers"`
+	Revocations string       `yaml:"revocations" path:"file"` // empty: none
+	Connections []Connection `yaml:"connections"`
+	Policy      Policy       `yaml:"policy"`
+	Metrics     Metrics      `yaml:"metrics"`
+}
+
+// Listen says where Envoy reaches the processor: a UNIX socket or an address.
+type Listen struct {
+	Socket  string `yaml:"socket" path:"socket"`
+	Address string `yaml:"address"`
+	TLS     *TLS   `yaml:"tls"` // nil: none, on loopback addresses only
+}
+
+// Network returns what net.Listen wants.
+func (l Listen) Network() (network, address string) {
+	if l.Socket != "" {
+		return "unix", l.Socket
+	}
+	return "tcp", l.Address
+}
+
+// TLS is mutual: the client proves itself by a certificate of ClientCA that has
+// one of ClientNames as a DNS name, or URI.
+type TLS struct {
+	Certificate string   `yaml:"certificate" path:"file"`
+	Key         string   `yaml:"key" path:"file"`
+	ClientCA    string   `yaml:"client_ca" path:"file"`
+	ClientNames []string `yaml:"client_names"`
+}
+
+// Limits bound what the processor takes on.
+type Limits struct {
+	Exchanges   int           `yaml:"exchanges"`    // admitted at once
+	Window      Size          `yaml:"window"`       // gRPC flow-control window of a stream
+	Share       Size          `yaml:"share"`        // sure to each exchange
+	Budget      Size          `yaml:"budget"`       // shared by the exchanges above their share
+	RequestBody Size          `yaml:"request_body"` // of a JSON request, inflated
+	Decision    time.Duration `yaml:"decision"`     // authentication, policy and credential
+	Journal     time.Duration `yaml:"journal"`      // the longest wait for durability
+	Idle        time.Duration `yaml:"idle"`         // the longest silence within an exchange
+	Drain       time.Duration `yaml:"drain"`        // of a graceful stop
+}
+
+// BaseMemory is what the process takes with no exchange: the program, policy,
+// keys and caches.
+const BaseMemory Size = 96 << 20
+
+// Memory is the most that the process holds by design:
+//
+//	exchanges x (window + share) + budget + base
+//
+// Each admitted exchange can have a full flow-control window that gRPC has taken
+// in and nobody has read, and holds its share; beyond the shares all of them
+// together hold the budget; base is BaseMemory. The garbage collector's slack
+// comes on top unless GOMEMLIMIT is set to this number.
+func (l Limits) Memory() Size {
+	each := l.Window + l.Share
+	rest := l.Budget + BaseMemory
+	if each > 0 && Size(l.Exchanges) > (math.MaxInt64-rest)/each {
+		return math.MaxInt64
+	}
+	return Size(l.Exchanges)*each + rest
+}
+
+// Journal is the gateway's write-ahead log.
+type Journal struct {
+	Dir         string        `yaml:"dir" path:"dir"` // made when it is not there
+	Limit       Size          `yaml:"limit"`
+	Reserve     Size          `yaml:"reserve"` // beside Limit, for outcomes and the gateway's own records
+	Segment     Size          `yaml:"segment"`
+	CutBytes    Size          `yaml:"cut_bytes"`
+	CutInterval time.Duration `yaml:"cut_interval"`
+	Heartbeat   time.Duration `yaml:"heartbeat"`
+}
+
+// Sealing names whom records are sealed to.
+type Sealing struct {
+	Tenant string `yaml:"tenant" path:"file"` // the tenant's public keyset
+}
+
+// Transport says how records get to the sink.
+type Transport struct {
+	Local string `yaml:"local" path:"socket"` // UNIX socket of the sink
+}
+
+// Retention has the classes that records rest in.
+type Retention struct {
+	Default string                   `yaml:"default"`
+	Classes map[string]time.Duration `yaml:"classes"`
+}
+
+// Issuer is an OIDC issuer whose tokens callers bring.
+type Issuer struct {
+	Name        string            `yaml:"name"`
+	URL         string            `yaml:"url"`
+	Audiences   []string          `yaml:"audiences"`
+	Algorithms  []string          `yaml:"algorithms"`
+	GroupsClaim string            `yaml:"groups_claim"`
+	Profile     string            `yaml:"profile"`
+	Claims      map[string]string `yaml:"claims"` // field of record.Provenance -> claim
+	JWKSURL     string            `yaml:"jwks_url"`
+	CA          string            `yaml:"ca" path:"file"`
+	TrustDomain string            `yaml:"trust_domain"`
+	Leeway      time.Duration     `yaml:"leeway"`
+}
+
+// Recordings of a connection. There is no way to record nothing.
+const (
+	RecordingFull     = "full"
+	RecordingMetadata = "metadata"
+)
+
+// Connection is a BigQuery to reach.
+type Connection struct {
+	Name       string            `yaml:"name"`
+	Projects   []string          `yaml:"projects"`
+	Location   string            `yaml:"location"`
+	Upstream   Upstream          `yaml:"upstream"`
+	Credential credential.Config `yaml:"credential"`
+	Recording  string            `yaml:"recording"`
+	Retention  string            `yaml:"retention"` // a class; Retention.Default when the file has none
+}
+
+// Upstream has the base URLs of BigQuery's APIs.
+type Upstream struct {
+	REST string `yaml:"rest"`
+}
+
+// Policy says where the policy is: a folder, or a bundle and the key that it is
+// signed with. With neither the built-in policy holds.
+type Policy struct {
+	Dir       string        `yaml:"dir" path:"dir!"`
+	Bundle    string        `yaml:"bundle" path:"file"`
+	PublicKey string        `yaml:"public_key" path:"file"`
+	Timeout   time.Duration `yaml:"timeout"`
+}
+
+// Metrics are served on loopback, when there is an address.
+type Metrics struct {
+	Address string `yaml:"address"`
+}
+
+// Default returns a configuration with every default set. The lists (issuers,
+// connections) have theirs in newIssuer and newConnection.
+func Default() *Config {
+	return &Config{
+		Limits: Limits{
+			Exchanges: 512, Window: 256 << 10, Share: 640 << 10, Budget: 64 << 20, RequestBody: 10 << 20,
+			Decision: 5 * time.Second, Journal: 10 * time.Second, Idle: 600 * time.Second, Drain: 20 * time.Second,
+		},
+		Journal: Journal{
+			Dir: "/var/lib/verbatim/journal", Limit: 10 << 30, Reserve: 64 << 20, Segment: 64 << 20,
+			CutBytes: 8 << 20, CutInterval: 5 * time.Second, Heartbeat: 15 * time.Second,
+		},
+		Retention: Retention{Default: "standard", Classes: map[string]time.Duration{"standard": 400 * 24 * time.Hour}},
+		Policy:    Policy{Timeout: 50 * time.Millisecond},
+	}
+}
+
+func newIssuer() Issuer {
+	return Issuer{Algorithms: []string{"RS256", "ES256"}, Profile: "generic", Leeway: 30 * time.Second}
+}
+
+func newConnection() Connection {
+	return Connection{Upstream: Upstream{REST: "https://bigquery.googleapis.com"}, Recording: RecordingFull}
+}
+
+// Connection returns the connection that lists project, or nil.
+func (c *Config) Connection(project string) *Connection {
+	for i := range c.Connections {
+		for _, p := range c.Connections[i].Projects {
+			if p == project {
+				return &c.Connections[i]
+			}
+		}
+	}
+	return nil
+}
+
+// Size is a number of bytes, written as such ("65536") or with a unit: KiB, MiB,
+// GiB and TiB are powers of 1024; KB, MB, GB and TB powers of 1000.
+type Size int64
+
+// Bytes returns s as an int64.
+func (s Size) Bytes() int64 { return int64(s) }
+
+var units = []struct {
+	name string
+	size Size
+}{
+	{"TiB", 1 << 40}, {"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10},
+	{"TB", 1e12}, {"GB", 1e9}, {"MB", 1e6}, {"KB", 1e3}, {"B", 1},
+}
+
+// String writes s with the largest binary unit that divides it.
+func (s Size) String() string {
+	for _, u := range units[:4] {
+		if s != 0 && s%u.size == 0 {
+			return strconv.FormatInt(int64(s/u.size), 10) + u.name
+		}
+	}
+	return strconv.FormatInt(int64(s), 10)
+}
+
+// ParseSize reads a size.
+func ParseSize(text string) (Size, error) {
+	digits, factor := text, Size(1)
+	for _, u := range units {
+		if rest, ok := strings.CutSuffix(text, u.name); ok {
+			digits, factor = strings.TrimSuffix(rest, " "), u.size
+			break
+		}
+	}
+	n, err := parseDigits(digits)
+	if err != nil || Size(n) > math.MaxInt64/factor {
+		return 0, fmt.Errorf("%q is no size: write bytes, or a whole number with a unit, such as 256KiB or 10GiB", text)
+	}
+	return Size(n) * factor, nil
+}
+
+func parseDigits(s string) (int64, error) {
+	if s == "" || strings.Trim(s, "0123456789") != "" {
+		return 0, strconv.ErrSyntax
+	}
+	return strconv.ParseInt(s, 10, 64)
+}
+
+// ParseDuration reads a duration as time.ParseDuration does, and whole days: "400d".
+func ParseDuration(text string) (time.Duration, error) {
+	const day = 24 * time.Hour
+	if digits, ok := strings.CutSuffix(text, "d"); ok {
+		if n, err := parseDigits(digits); err == nil && n <= int64(math.MaxInt64/day) {
+			return time.Duration(n) * day, nil
+		}
+	} else if d, err := time.ParseDuration(text); err == nil && d >= 0 && text != "0" {
+		return d, nil
+	}
+	return 0, fmt.Errorf("%q is no duration: write a number with a unit, such as 50ms, 30s, 10m, 12h or 400d", text)
+}
