@@ -1,6 +1,7 @@
 package emulator
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
@@ -352,14 +353,13 @@ func (d *Double) loadBackend(r *http.Request, u *resuming) (status int, answer [
 	if id == "" {
 		return fail(errors.New("no upload id"))
 	}
-	if _, err := u.spool.Seek(0, io.SeekStart); err != nil {
+	h := http.Header{"Content-Type": {"application/octet-stream"}}
+	media, length, err := u.media()
+	if err != nil {
 		return fail(err)
 	}
-	h := http.Header{"Content-Type": {"application/octet-stream"}}
-	length := u.n
-	var media io.Reader = io.NewSectionReader(u.spool, 0, u.n)
-	if u.n > 0 {
-		h.Set("Content-Range", fmt.Sprintf("bytes 0-%d/%d", u.n-1, u.n))
+	if length > 0 {
+		h.Set("Content-Range", fmt.Sprintf("bytes 0-%d/%d", length-1, length))
 	} else {
 		// The emulator cannot end an empty upload: a line break has no rows either.
 		media, length = strings.NewReader("\n"), 1
@@ -376,6 +376,53 @@ func (d *Double) loadBackend(r *http.Request, u *resuming) (status int, answer [
 		jobID = answered.JobReference.JobID
 	}
 	return res.StatusCode, body, jobID
+}
+
+// media is the upload as the emulator reads it. It takes the first line of any
+// CSV for a header, whatever skipLeadingRows says: a file without one gets its
+// first line twice, and of several lines to skip all but one are left out.
+func (u *resuming) media() (io.Reader, int64, error) {
+	whole := io.NewSectionReader(u.spool, 0, u.n)
+	var c struct {
+		Load struct {
+			SourceFormat    string `json:"sourceFormat"`
+			SkipLeadingRows any    `json:"skipLeadingRows"` // number or string
+		} `json:"load"`
+	}
+	if err := json.Unmarshal(u.request.Configuration, &c); err != nil {
+		return nil, 0, err
+	}
+	if (c.Load.SourceFormat != "" && !strings.EqualFold(c.Load.SourceFormat, "CSV")) || u.n == 0 {
+		return whole, u.n, nil
+	}
+	skip := 0
+	if c.Load.SkipLeadingRows != nil {
+		n, err := strconv.Atoi(fmt.Sprint(c.Load.SkipLeadingRows))
+		if err != nil || n < 0 {
+			return nil, 0, fmt.Errorf("skipLeadingRows %v", c.Load.SkipLeadingRows)
+		}
+		skip = n
+	}
+	lines := bufio.NewReader(io.NewSectionReader(u.spool, 0, u.n))
+	if skip == 0 {
+		first, err := lines.ReadString('\n')
+		if err != nil && !errors.Is(err, io.EOF) {
+			return nil, 0, err
+		}
+		if !strings.HasSuffix(first, "\n") {
+			first += "\n"
+		}
+		return io.MultiReader(strings.NewReader(first), whole), int64(len(first)) + u.n, nil
+	}
+	var left int64
+	for range skip - 1 {
+		line, err := lines.ReadString('\n')
+		left += int64(len(line))
+		if err != nil {
+			break
+		}
+	}
+	return io.NewSectionReader(u.spool, left, u.n-left), u.n - left, nil
 }
 
 func errorBody(code int, reason, message string) (int, []byte) {
