@@ -1,0 +1,249 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/tink-crypto/tink-go/v2/keyset"
+
+	"verbatim.dev/recorder/keyring"
+	"verbatim.dev/recorder/record"
+	"verbatim.dev/recorder/vault"
+)
+
+// errHelp says that help was asked for and printed.
+var errHelp = errors.New("help was printed")
+
+// flags is a command's flag set with its help.
+type flags struct {
+	*flag.FlagSet
+	name string
+	help string
+}
+
+func newFlags(name, help string) *flags {
+	f := &flags{FlagSet: flag.NewFlagSet(name, flag.ContinueOnError), name: name, help: help}
+	f.SetOutput(io.Discard)
+	return f
+}
+
+// parse reads the arguments; flags may stand before, between and behind the
+// others, of which it wants the given number and returns them.
+func (f *flags) parse(args []string, stdout io.Writer, names ...string) ([]string, error) {
+	var rest []string
+	for {
+		err := f.FlagSet.Parse(args)
+		if errors.Is(err, flag.ErrHelp) {
+			fmt.Fprint(stdout, strings.TrimLeft(f.help, "\n"), "\nFlags:\n")
+			f.SetOutput(stdout)
+			f.PrintDefaults()
+			return nil, errHelp
+		}
+		if err != nil {
+			return nil, f.wrong(err)
+		}
+		args = f.Args()
+		if len(args) == 0 {
+			break
+		}
+		rest, args = append(rest, args[0]), args[1:]
+	}
+	switch {
+	case len(rest) > len(names):
+		return nil, &usageError{fmt.Sprintf("%s: unexpected argument %q", f.name, rest[len(names)]), f.see()}
+	case len(rest) < len(names):
+		return nil, &usageError{fmt.Sprintf("%s: %s is missing", f.name, names[len(rest)]), f.see()}
+	}
+	return rest, nil
+}
+
+func (f *flags) see() string { return fmt.Sprintf("see recorder %s --help", f.name) }
+
+// wrong makes the flag package's error say what to do.
+func (f *flags) wrong(err error) error {
+	text := err.Error()
+	if name, ok := strings.CutPrefix(text, "flag provided but not defined: -"); ok {
+		var known []string
+		f.VisitAll(func(g *flag.Flag) { known = append(known, g.Name) })
+		return &usageError{fmt.Sprintf("%s: unknown flag --%s", f.name, strings.TrimLeft(name, "-")), suggest(strings.TrimLeft(name, "-"), known, "--", f.see())}
+	}
+	return &usageError{fmt.Sprintf("%s: %s", f.name, text), f.see()}
+}
+
+// suggest names what the word may have been meant for.
+func suggest(word string, known []string, prefix, otherwise string) string {
+	best, least := "", 3
+	for _, k := range known {
+		d := distance(word, k)
+		if strings.HasPrefix(k, word) && len(word) > 1 {
+			d = 1
+		}
+		if d < least {
+			best, least = k, d
+		}
+	}
+	if best == "" {
+		return otherwise
+	}
+	return fmt.Sprintf("did you mean %s%s? (%s)", prefix, best, otherwise)
+}
+
+// distance is how many letters must be changed, added or taken away
+// (Levenshtein).
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		corner := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := 1
+			if a[i] == b[j] {
+				cost = 0
+			}
+			corner, row[j+1] = row[j+1], min(row[j+1]+1, row[j]+1, corner+cost)
+		}
+	}
+	return row[len(b)]
+}
+
+// choice refuses a flag's value that is none of those given.
+func (f *flags) choice(name, value string, of ...string) error {
+	for _, o := range of {
+		if value == o {
+			return nil
+		}
+	}
+	return &usageError{fmt.Sprintf("%s: --%s %q: want %s", f.name, name, value, strings.Join(of, " or ")), f.see()}
+}
+
+// place is where the evidence is: the flags that all reading commands share.
+type place struct {
+	vault, keyset string
+}
+
+func (f *flags) vaultFlag(p *place) {
+	f.StringVar(&p.vault, "vault", "", "the vault's folder `DIR`; else $VERBATIM_VAULT, else the vault of $VERBATIM_HOME/run.json")
+}
+
+func (f *flags) keysetFlag(p *place) {
+	f.StringVar(&p.keyset, "keyset", "", "the tenant's private keyset `FILE`; else $VERBATIM_KEYSET, else that of $VERBATIM_HOME/run.json")
+}
+
+// runFile is the part of run.json that the recorder reads.
+type runFile struct {
+	Vault  string `json:"vault"`
+	Keyset string `json:"keyset"`
+}
+
+// runJSON reads run.json, which "make run" writes. Its relative paths are
+// relative to its folder. It returns zero values where there is none.
+func runJSON() (runFile, string, error) {
+	home := os.Getenv("VERBATIM_HOME")
+	if home == "" {
+		home = ".verbatim"
+	}
+	path := filepath.Join(home, "run.json")
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return runFile{}, path, nil
+	}
+	if err != nil {
+		return runFile{}, path, err
+	}
+	var r runFile
+	if err := json.Unmarshal(b, &r); err != nil {
+		return runFile{}, path, fmt.Errorf("%s: %w", path, err)
+	}
+	for _, p := range []*string{&r.Vault, &r.Keyset} {
+		if *p != "" && !filepath.IsAbs(*p) && !strings.Contains(*p, "://") {
+			*p = filepath.Join(home, *p)
+		}
+	}
+	return r, path, nil
+}
+
+// resolve fills in what the flags left out. The keyset of run.json goes only
+// with the vault of run.json: it does not fit another.
+func (f *flags) resolve(p *place) error {
+	if p.vault == "" {
+		p.vault = os.Getenv("VERBATIM_VAULT")
+	}
+	if p.keyset == "" {
+		p.keyset = os.Getenv("VERBATIM_KEYSET")
+	}
+	if p.vault == "" || p.keyset == "" {
+		run, path, err := runJSON()
+		switch {
+		case err != nil && p.vault == "":
+			return fmt.Errorf("%s: no --vault, and %w", f.name, err)
+		case p.vault == "" && run.Vault == "":
+			return &usageError{fmt.Sprintf("%s: which vault?", f.name), fmt.Sprintf("give --vault DIR or set VERBATIM_VAULT; %s, which \"make run\" writes, names none", path)}
+		case p.vault == "":
+			p.vault = run.Vault
+		}
+		if p.keyset == "" && sameFile(p.vault, run.Vault) {
+			p.keyset = run.Keyset
+		}
+	}
+	if scheme, _, ok := strings.Cut(p.vault, "://"); ok {
+		return &usageError{fmt.Sprintf("%s: --vault %s: vaults in %s:// are not in this build yet", f.name, p.vault, scheme), "use a folder"}
+	}
+	return nil
+}
+
+func sameFile(a, b string) bool {
+	x, errX := os.Stat(a)
+	y, errY := os.Stat(b)
+	return errX == nil && errY == nil && os.SameFile(x, y)
+}
+
+// open opens the vault for reading. Close it when done.
+func (f *flags) open(p *place) (*vault.Folder, error) {
+	if err := f.resolve(p); err != nil {
+		return nil, err
+	}
+	v, err := vault.OpenFolder(vault.FolderConfig{Dir: p.vault})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", f.name, err)
+	}
+	return v, nil
+}
+
+// keys returns the keyring over the vault, nil where no keyset is given.
+func (f *flags) keys(p *place, v *vault.Folder) (*keyring.Keyring, error) {
+	if p.keyset == "" {
+		return nil, nil
+	}
+	tenant, err := readKeyset(p.keyset)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", f.name, err)
+	}
+	k, err := keyring.New(keyring.Config{Source: v, Tenant: tenant})
+	if err != nil {
+		return nil, fmt.Errorf("%s: keyset %s: %w (is it tenant.json, not tenant.pub.json?)", f.name, p.keyset, err)
+	}
+	return k, nil
+}
+
+func readKeyset(path string) (*keyset.Handle, error) {
+	r, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("keyset: %w", err)
+	}
+	defer r.Close()
+	tenant, err := record.ReadTenant(io.LimitReader(r, 1<<20), true)
+	if err != nil {
+		return nil, fmt.Errorf("keyset %s: %w (\"recorder key new\" makes one)", path, err)
+	}
+	return tenant, nil
+}

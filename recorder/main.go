@@ -1,0 +1,136 @@
+// Command recorder keeps and reads the evidence: it writes what gateways
+// deliver into a vault, searches it, shows it and proves it.
+//
+// Its folders, in the order in which a record meets them:
+//
+//	record     the record: its frame, its seal, its digest; no I/O
+//	journal    the gateway's own log: durable before anything is released
+//	transport  from the journal to the sink
+//	sink       from frames to segments
+//	vault      where segments and keys rest; written once, never changed
+//	keyring    opens bodies with the vault's keys and the tenant's keyset
+//	ledger     proves what a vault holds
+//	search     finds exchanges and shows one whole
+//
+// The rule of this folder itself: a subcommand is a file, and reads flags,
+// calls a package and prints. README.md tells a record's life.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+)
+
+// command is one subcommand.
+type command struct {
+	name  string
+	short string
+	run   func(ctx context.Context, args []string, stdout, stderr io.Writer) error
+}
+
+func commands() []command {
+	return []command{
+		{"sink", "write what gateways deliver into a vault", sinkCommand},
+		{"search", "find exchanges", searchCommand},
+		{"show", "show everything of one exchange, or its exact bytes", showCommand},
+		{"verify", "prove that a vault's records are whole and unchanged", verifyCommand},
+		{"key", "make a tenant's keyset", keyCommand},
+		{"version", "print the version", versionCommand},
+	}
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := exitCode(run(ctx, os.Args[1:], os.Stdout, os.Stderr), os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// run runs one command. Errors that are a [*usageError] or an [*exitError]
+// have an exit code of their own.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	if len(args) == 0 {
+		return &usageError{text: "no command given", hint: "recorder --help lists them"}
+	}
+	switch args[0] {
+	case "help", "-h", "-help", "--help":
+		if len(args) > 1 && args[0] == "help" {
+			return run(ctx, []string{args[1], "--help"}, stdout, stderr)
+		}
+		return usage(stdout)
+	case "-version", "--version":
+		args[0] = "version"
+	}
+	var names []string
+	for _, c := range commands() {
+		if c.name == args[0] {
+			err := c.run(ctx, args[1:], stdout, stderr)
+			if errors.Is(err, errHelp) {
+				return nil
+			}
+			return err
+		}
+		names = append(names, c.name)
+	}
+	return &usageError{text: fmt.Sprintf("unknown command %q", args[0]), hint: suggest(args[0], names, "", "recorder --help lists the commands")}
+}
+
+func usage(w io.Writer) error {
+	var b strings.Builder
+	b.WriteString("recorder keeps and reads the evidence of a Verbatim gateway.\n\nUsage: recorder COMMAND [flags]\n\n")
+	for _, c := range commands() {
+		fmt.Fprintf(&b, "  %-8s  %s\n", c.name, c.short)
+	}
+	b.WriteString(`
+"recorder COMMAND --help" tells more, with examples. Every command that reads a
+vault takes --vault DIR (else $VERBATIM_VAULT, else the vault of a running
+"make run") and --keyset FILE (else $VERBATIM_KEYSET, else likewise).
+
+Exit codes: 0 done; 1 failed, or the vault is not sound; 2 wrong arguments;
+3 verify could not read the vault to its end.
+`)
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// usageError says that the arguments are wrong: exit code 2.
+type usageError struct{ text, hint string }
+
+func (e *usageError) Error() string { return e.text }
+
+// exitError ends the program with a code of its own.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Unwrap() error { return e.err }
+
+// exitCode prints the error and returns the exit code.
+func exitCode(err error, stderr io.Writer) int {
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintln(stderr, "recorder:", oneLine(err.Error()))
+	var wrong *usageError
+	var exit *exitError
+	switch {
+	case errors.As(err, &wrong):
+		if wrong.hint != "" {
+			fmt.Fprintln(stderr, "hint:", wrong.hint)
+		}
+		return 2
+	case errors.As(err, &exit):
+		return exit.code
+	case errors.Is(err, context.Canceled):
+		return 130
+	}
+	return 1
+}

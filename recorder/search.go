@@ -1,0 +1,188 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"verbatim.dev/recorder/record"
+	"verbatim.dev/recorder/search"
+)
+
+const searchHelp = `
+Usage: recorder search [filters] [--limit N] [--sort ORDER] [--format table|json]
+
+Finds exchanges that fit all the filters given. Names are compared whole and without
+regard to case; "*" in them stands for anything. Times are RFC 3339, a day (UTC), or
+how long ago: 90m, 2h, 3d, "3d ago". The tenant's keyset is needed: what is searched
+is sealed.
+
+With --format json each line is one object; recorder/README.md explains the fields.
+
+Examples:
+  recorder search --since 2h
+  recorder search --principal alice@corp.example --decision deny
+  recorder search --since 2026-03-14 --until 2026-03-15 --table sales.orders --format json
+  recorder search --repository 'corp/*' --sql 'export data' --limit 0
+`
+
+func searchCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
+	var p place
+	var q search.Query
+	f := newFlags("search", searchHelp)
+	f.vaultFlag(&p)
+	f.keysetFlag(&p)
+	since := f.String("since", "", "requests from this `TIME` on")
+	until := f.String("until", "", "requests before this `TIME`")
+	f.StringVar(&q.Principal, "principal", "", "`NAME`: subject, e-mail, ISSUER/SUBJECT, or a subject on whose behalf the call was made")
+	f.StringVar(&q.Group, "group", "", "`NAME` of a group of the principal, with its issuer (corp/security) or without")
+	f.StringVar(&q.Repository, "repository", "", "`NAME` of the repository that the token proves")
+	f.StringVar(&q.Commit, "commit", "", "`SHA` of the commit that the token proves, or its beginning")
+	f.StringVar(&q.Project, "project", "", "`ID` of the project called")
+	f.StringVar(&q.Table, "table", "", "`TEXT` within the called table's name or the SQL")
+	f.StringVar(&q.SQL, "sql", "", "`TEXT` within the SQL, in any case")
+	f.StringVar(&q.Decision, "decision", "", "`allow` or deny")
+	f.StringVar(&q.Reason, "reason", "", "`CODE` of a reason of the decision")
+	f.StringVar(&q.Job, "job", "", "job `ID`, or PROJECT:LOCATION.ID")
+	f.StringVar(&q.Session, "session", "", "`ID` of the session")
+	f.StringVar(&q.Connection, "connection", "", "`NAME` of the connection")
+	f.StringVar(&q.Method, "method", "", "`NAME` of the API method, such as jobs.query")
+	f.IntVar(&q.Limit, "limit", 100, "give the newest `N` (with --sort stored the first); 0: all")
+	sort := f.String("sort", "time", "`ORDER`: time (newest last), -time (newest first), stored (as they lie in the vault, any number)")
+	format := f.String("format", "table", "`table` or json")
+	if _, err := f.parse(args, stdout); err != nil {
+		return err
+	}
+	now := time.Now()
+	for _, t := range []struct {
+		name, value string
+		to          *time.Time
+	}{{"since", *since, &q.Since}, {"until", *until, &q.Until}} {
+		if t.value == "" {
+			continue
+		}
+		if *t.to, err = parseTime(t.value, now); err != nil {
+			return &usageError{fmt.Sprintf("search: --%s: %v", t.name, err), f.see()}
+		}
+	}
+	if err := errors.Join(f.choice("format", *format, "table", "json"), f.choice("sort", *sort, "time", "-time", "stored")); err != nil {
+		return err
+	}
+	if q.Decision != "" {
+		if err := f.choice("decision", q.Decision, "allow", "deny"); err != nil {
+			return err
+		}
+	}
+	switch {
+	case q.Limit < 0:
+		return &usageError{fmt.Sprintf("search: --limit %d: want 0 (all) or more", q.Limit), f.see()}
+	case !q.Since.IsZero() && !q.Until.IsZero() && !q.Since.Before(q.Until):
+		return &usageError{fmt.Sprintf("search: --since %s is not before --until %s", moment(q.Since), moment(q.Until)), f.see()}
+	}
+	q.Order = search.Order(*sort)
+	v, err := f.open(&p)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, v.Close()) }()
+	keys, err := f.keys(&p, v)
+	if err != nil {
+		return err
+	}
+	if keys == nil {
+		return &usageError{"search: which keyset?", "records are sealed: give --keyset FILE, the tenant's private keyset, or set VERBATIM_KEYSET"}
+	}
+	warned := 0
+	c := search.Config{Vault: v, Keys: keys, Warn: func(err error) {
+		if warned++; warned <= 5 {
+			fmt.Fprintln(stderr, "recorder: warning:", oneLine(err.Error()))
+		}
+	}}
+	shown := 0
+	stats, err := search.Run(ctx, c, q, func(x *search.Exchange) error {
+		shown++
+		if *format == "json" {
+			return writeJSON(stdout, x, "")
+		}
+		if shown == 1 {
+			if _, err := io.WriteString(stdout, tableHead()); err != nil {
+				return err
+			}
+		}
+		_, err := io.WriteString(stdout, tableRow(x))
+		return err
+	})
+	if errors.Is(err, search.ErrMemory) {
+		return fmt.Errorf("search: %w; use narrower filters, a lower --limit, or --sort stored", err)
+	}
+	if err != nil {
+		return fmt.Errorf("search: %w", err)
+	}
+	note := func(format string, args ...any) { fmt.Fprintf(stderr, "recorder: "+format+"\n", args...) }
+	if warned > 0 {
+		note("%d warnings: the vault is damaged, and something may be missing above; run recorder verify", warned)
+	}
+	if stats.Unreadable > 0 {
+		note("%d exchanges could not be compared: their data keys are not in the vault (erased?)", stats.Unreadable)
+	}
+	switch {
+	case shown == 0:
+		note("nothing fits (%d exchanges looked at)", stats.Exchanges)
+	case q.Order == search.Stored && shown == q.Limit:
+		note("stopped after %d; a higher --limit shows more", shown)
+	case stats.Matched > int64(shown):
+		note("%d of %d that fit; a higher --limit shows more", shown, stats.Matched)
+	}
+	return nil
+}
+
+// The widths of the table's columns: 100 with the spaces between.
+const (
+	timeWidth      = 19
+	exchangeWidth  = 31
+	principalWidth = 20
+	methodWidth    = 15
+)
+
+func tableHead() string {
+	return strings.Join([]string{pad("TIME (UTC)", timeWidth), pad("EXCHANGE", exchangeWidth), pad("PRINCIPAL", principalWidth), pad("METHOD", methodWidth), "RESULT"}, " ") + "\n"
+}
+
+// tableRow is one line, with the SQL and the reasons of a denial on lines of
+// their own below.
+func tableRow(x *search.Exchange) string {
+	var b strings.Builder
+	who := "-"
+	if x.Principal != nil {
+		who = x.Principal.Email
+		if who == "" {
+			who = x.Principal.Subject
+		}
+	}
+	method := strings.TrimPrefix(x.Method, "bigquery.")
+	if method == "" {
+		method = "-"
+	}
+	result := string(x.Result)
+	if x.Result == record.ResultDelivered {
+		result = fmt.Sprint(x.Status)
+	}
+	fmt.Fprintf(&b, "%s %s %s %s %s\n", x.Time.Format("2006-01-02 15:04:05"), pad(x.ID, exchangeWidth),
+		pad(cut(oneLine(who), principalWidth), principalWidth), pad(cut(oneLine(method), methodWidth), methodWidth), result)
+	below := func(s string) { fmt.Fprintf(&b, "    %s\n", cut(oneLine(squeeze(s)), 96)) }
+	if x.SQL != "" {
+		below(x.SQL)
+	}
+	if x.Decision != nil && !x.Decision.Allow {
+		for _, r := range x.Decision.Reasons {
+			below(r.Code + ": " + r.Message)
+		}
+	}
+	if x.Unreadable != "" {
+		below("unreadable: " + x.Unreadable)
+	}
+	return b.String()
+}

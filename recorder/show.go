@@ -1,0 +1,366 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"verbatim.dev/recorder/record"
+	"verbatim.dev/recorder/search"
+)
+
+const showHelp = `
+Usage: recorder show EXCHANGE [--payload request|upstream|response] [--out FILE]
+                     [--format text|json]
+
+Shows everything that the vault holds of one exchange: who called and what proves it,
+the SQL, the decision, the times, headers, totals, and where each record lies with its
+digest. EXCHANGE is the receipt: the caller got it in the x-verbatim-receipt header,
+and it stands in every error text.
+
+With --payload it writes the exact bytes of a body instead: of the request as the
+caller sent it, of what went upstream to BigQuery where that differs, or of the
+response as the caller got it. They are compared with the recorded totals.
+
+Examples:
+  recorder show 06eeq4qag1hqfnwe49a5rg7yac-2
+  recorder show 06eeq4qag1hqfnwe49a5rg7yac-2 --format json
+  recorder show 06eeq4qag1hqfnwe49a5rg7yac-2 --payload response --out rows.json
+`
+
+func showCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
+	var p place
+	f := newFlags("show", showHelp)
+	f.vaultFlag(&p)
+	f.keysetFlag(&p)
+	payload := f.String("payload", "", "write a body's bytes: `request`, upstream or response")
+	out := f.String("out", "", "with --payload, write to a new `FILE` (mode 0600) instead of standard output")
+	format := f.String("format", "text", "`text` or json")
+	rest, err := f.parse(args, stdout, "EXCHANGE, a receipt,")
+	if err != nil {
+		return err
+	}
+	id, err := record.ParseID(rest[0])
+	if err != nil {
+		return &usageError{"show: " + err.Error(), "recorder search lists exchanges"}
+	}
+	if err := f.choice("format", *format, "text", "json"); err != nil {
+		return err
+	}
+	direction := map[string]record.Direction{"request": record.DirectionRequest, "upstream": record.DirectionUpstream, "response": record.DirectionResponse}[*payload]
+	if *payload != "" {
+		if err := f.choice("payload", *payload, "request", "upstream", "response"); err != nil {
+			return err
+		}
+	} else if *out != "" {
+		return &usageError{"show: --out goes with --payload", f.see()}
+	}
+	v, err := f.open(&p)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, v.Close()) }()
+	keys, err := f.keys(&p, v)
+	if err != nil {
+		return err
+	}
+	c := search.Config{Vault: v, Warn: func(err error) { fmt.Fprintln(stderr, "recorder: warning:", oneLine(err.Error())) }}
+	if keys != nil {
+		c.Keys = keys
+	}
+	if *payload != "" {
+		return showPayload(ctx, c, id, direction, *out, stdout)
+	}
+	d, err := search.Find(ctx, c, id, nil)
+	if err != nil {
+		return fmt.Errorf("show: %w", err)
+	}
+	if *format == "json" {
+		return writeJSON(stdout, d, "  ")
+	}
+	_, err = io.WriteString(stdout, showText(d))
+	return err
+}
+
+func showPayload(ctx context.Context, c search.Config, id record.ID, direction record.Direction, out string, w io.Writer) (err error) {
+	if out != "" {
+		file, err := os.OpenFile(out, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+		if errors.Is(err, os.ErrExist) {
+			return fmt.Errorf("show: %s is there already and is not replaced", out)
+		}
+		if err != nil {
+			return fmt.Errorf("show: %w", err)
+		}
+		whole := false
+		defer func() {
+			closed := file.Close()
+			if !whole {
+				os.Remove(out) // only what is known to be right stays
+			} else if closed != nil {
+				err = fmt.Errorf("show: %w", closed)
+			}
+		}()
+		if err := writePayload(ctx, c, id, direction, file); err != nil {
+			return err
+		}
+		whole = true
+		return nil
+	}
+	return writePayload(ctx, c, id, direction, w)
+}
+
+func writePayload(ctx context.Context, c search.Config, id record.ID, direction record.Direction, w io.Writer) error {
+	d, err := search.Find(ctx, c, id, func(of record.Direction, b []byte) error {
+		if of != direction {
+			return nil
+		}
+		_, err := w.Write(b)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("show: %w", err)
+	}
+	b, ok := d.Payload(direction)
+	switch {
+	case d.Unreadable != "":
+		return fmt.Errorf("show: the %s of %s cannot be read: %s", direction, id, d.Unreadable)
+	case ok && !b.Recorded && b.Bytes > 0:
+		return fmt.Errorf("show: the %s of %s was not recorded (the connection records %s): %d bytes, SHA-256 %s", direction, id, d.Recording, b.Bytes, b.SHA256)
+	case !ok && direction == record.DirectionUpstream && d.Forwarded != nil:
+		return fmt.Errorf("show: %s went upstream as the caller sent it; use --payload request", id)
+	case !ok && direction == record.DirectionUpstream:
+		return fmt.Errorf("show: nothing of %s went upstream", id)
+	case !ok && d.Result == search.Pending:
+		return fmt.Errorf("show: no %s of %s is in the vault yet", direction, id)
+	case !ok:
+		return fmt.Errorf("show: %s has no %s body", id, direction)
+	case d.Result == search.Pending, d.Result == record.ResultInterrupted:
+		return fmt.Errorf("show: the %s of %s is what was recorded until it was cut off or until now (%d bytes): no outcome states the total", direction, id, b.Bytes)
+	case !b.Intact:
+		return fmt.Errorf("show: the recorded %s of %s is not what its outcome states; run recorder verify", direction, id)
+	}
+	return nil
+}
+
+// showText is everything of an exchange, for people. Recorded text is made
+// safe: nothing in it reaches the terminal as a control.
+func showText(d *search.Detail) string {
+	var b strings.Builder
+	row := func(name, value string) {
+		if value != "" {
+			fmt.Fprintf(&b, "  %-16s %s\n", name, oneLine(value))
+		}
+	}
+	title := func(s string) { fmt.Fprintf(&b, "\n%s\n", s) }
+	instant := func(name string, t *time.Time) {
+		if t == nil {
+			return
+		}
+		text := t.Format(time.RFC3339Nano)
+		if after := t.Sub(d.Time); after > 0 {
+			text = fmt.Sprintf("%-30s (+%s)", text, after.Round(time.Microsecond))
+		}
+		row(name, text)
+	}
+
+	fmt.Fprintf(&b, "Exchange %s\n", d.ID)
+	if d.Unreadable != "" {
+		row("unreadable", d.Unreadable)
+		row("", "only what stands outside the seal is shown for these records")
+	}
+	result := string(d.Result)
+	if d.Status != 0 {
+		result += fmt.Sprintf(", HTTP %d", d.Status)
+	}
+	if d.Cause != "" {
+		result += ", " + d.Cause
+	}
+	row("result", result)
+	row("error", d.Error)
+	row("closed by", d.ClosedBy)
+	row("session", d.Session)
+	row("gateway", d.Gateway)
+	row("connection", join(", ", d.Connection, d.Location, labelled("recording ", d.Recording), labelled("retention ", d.Retention)))
+
+	if p := d.Principal; p != nil {
+		title("Principal (verified)")
+		row("subject", p.Subject)
+		row("e-mail", p.Email)
+		row("issuer", join(", ", p.Issuer, p.URL))
+		row("groups", strings.Join(p.Groups, ", "))
+		for _, a := range p.OnBehalfOf {
+			row("on behalf of", join(", ", a.Subject, a.Issuer))
+		}
+		row("token id", p.TokenID)
+	}
+	if p := d.Provenance; p != nil {
+		title("Provenance (verified)")
+		for _, v := range [][2]string{
+			{"profile", p.Profile}, {"repository", p.Repository}, {"ref", p.Ref}, {"commit", p.Commit}, {"pipeline", p.Pipeline},
+			{"workflow", p.Workflow}, {"run", p.Run}, {"actor", p.Actor}, {"environment", p.Environment}, {"namespace", p.Namespace},
+			{"pod", p.Pod}, {"service account", p.ServiceAccount}, {"node", p.Node}, {"spiffe id", p.SPIFFE},
+		} {
+			row(v[0], v[1])
+		}
+	}
+	if a := d.Asserted; a != nil && (a.UserAgent != "" || a.Agent != "" || a.Model != "" || a.Conversation != "" || a.ToolCall != "" || a.Traceparent != "" || a.RequestReason != "" || a.RequestID != "" || len(a.Labels) > 0) {
+		title("Asserted by the client (not verified)")
+		for _, v := range [][2]string{
+			{"user agent", a.UserAgent}, {"agent", a.Agent}, {"model", a.Model}, {"conversation", a.Conversation}, {"tool call", a.ToolCall},
+			{"traceparent", a.Traceparent}, {"request reason", a.RequestReason}, {"request id", a.RequestID}, {"labels", pairs(a.Labels)},
+		} {
+			row(v[0], v[1])
+		}
+	}
+
+	title("Request")
+	row("method", d.Method)
+	path := d.Path
+	if d.Query != "" {
+		path += "?" + d.Query
+	}
+	row("http", join(" ", d.HTTP, path))
+	row("host", d.Host)
+	row("from", d.Source)
+	row("project", d.Project)
+	row("table", join(".", d.Dataset, d.Table))
+	if d.DryRun {
+		row("dry run", "yes")
+	}
+	if d.SQL != "" {
+		fmt.Fprintf(&b, "  sql\n%s\n", lines(d.SQL, "    "))
+	}
+	row("parameters", string(d.Parameters))
+	headers(&b, d.Headers)
+
+	if x := d.Decision; x != nil {
+		title("Decision")
+		row("decision", map[bool]string{true: "allow", false: "deny"}[x.Allow])
+		row("by", x.By)
+		for _, r := range x.Reasons {
+			row("reason", r.Code+": "+r.Message)
+		}
+		row("policy", x.Policy)
+		row("credential", d.Credential)
+		if d.MaxBytes > 0 {
+			row("bytes billed at most", fmt.Sprint(d.MaxBytes))
+		}
+		row("labels written", pairs(d.Labels))
+	}
+	for i, p := range d.Probes {
+		if i == 0 {
+			title("The gateway's own calls")
+		}
+		row(p.Purpose, join(", ", p.Method+" "+p.Path, fmt.Sprintf("HTTP %d", p.Status), p.Error))
+	}
+
+	title("Response")
+	if d.Job != nil {
+		row("job", join(", ", d.Job.String(), d.JobState))
+	}
+	number := func(name string, n *int64) {
+		if n != nil {
+			row(name, fmt.Sprint(*n))
+		}
+	}
+	number("rows", d.Rows)
+	number("total rows", d.TotalRows)
+	number("bytes processed", d.BytesProcessed)
+	number("bytes billed", d.BytesBilled)
+	for _, h := range d.Heads {
+		what := h.Direction + " head"
+		if h.Trailer {
+			what = h.Direction + " trailer"
+		}
+		status := ""
+		if h.Status != 0 {
+			status = fmt.Sprintf("HTTP %d", h.Status)
+		}
+		fmt.Fprintf(&b, "  %-16s %s\n", what, status)
+		headers(&b, h.Headers)
+	}
+
+	title("Times")
+	at := d.Time
+	instant("received", &at)
+	instant("decided", d.Decided)
+	instant("forwarded", d.Forwarded)
+	instant("first byte", d.FirstByte)
+	instant("last byte", d.LastByte)
+	instant("ended", d.Ended)
+
+	if len(d.Payloads) > 0 {
+		title("Payload")
+	}
+	for _, p := range d.Payloads {
+		state := "as its outcome states"
+		switch {
+		case !p.Recorded && p.Bytes == 0:
+			state = "empty"
+		case !p.Recorded:
+			state = "not recorded, only counted and hashed"
+		case d.Unreadable != "":
+			state = "cannot be read"
+		case d.Result == search.Pending || d.Result == record.ResultInterrupted:
+			state = "no outcome states the total"
+		case !p.Intact:
+			state = "NOT WHAT ITS OUTCOME STATES"
+		}
+		text := fmt.Sprintf("%d bytes, %s", p.Bytes, state)
+		if p.Recorded {
+			text = fmt.Sprintf("%d bytes in %d pieces (records %d to %d), %s", p.Bytes, p.Pieces, p.First, p.Last, state)
+		}
+		row(p.Direction, text)
+		row("", labelled("SHA-256 ", p.SHA256))
+	}
+
+	title("Records")
+	segment := ""
+	for _, r := range d.Records {
+		if r.Segment != segment {
+			segment = r.Segment
+			fmt.Fprintf(&b, "  %s\n", oneLine(segment))
+		}
+		fmt.Fprintf(&b, "    %-8d %-18s byte %-10d %s\n", r.Sequence, join(" ", r.Kind, r.Direction), r.Offset, r.Leaf)
+	}
+	row("class", d.Class)
+	instantOrNever := "never"
+	if d.Expires != nil {
+		instantOrNever = d.Expires.Format(time.RFC3339)
+	}
+	row("expires", instantOrNever)
+	return b.String()
+}
+
+func headers(b *strings.Builder, list []record.Header) {
+	for _, h := range list {
+		fmt.Fprintf(b, "    %s: %s\n", oneLine(h.Name), oneLine(h.Value))
+	}
+}
+
+// join joins what is not empty.
+func join(by string, parts ...string) string {
+	return strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), by)
+}
+
+// labelled puts a label before a value that is not empty.
+func labelled(label, value string) string {
+	if value == "" {
+		return ""
+	}
+	return label + value
+}
+
+func pairs(m map[string]string) string {
+	var out []string
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		out = append(out, k+"="+m[k])
+	}
+	return strings.Join(out, ", ")
+}
