@@ -339,7 +339,9 @@ func (f *Facts) common(call Call, n *node) *Refusal {
 	}
 	f.MaximumBytesBilled = n.integer("maximumBytesBilled")
 	f.Continuous = n.boolean("continuous")
-	f.session(n)
+	if ref := f.session(n); ref != nil {
+		return ref
+	}
 	if d := n.get("defaultDataset"); d != nil {
 		if d.str("datasetId") == "" {
 			return invalid("default_dataset", "defaultDataset needs a datasetId.")
@@ -349,17 +351,26 @@ func (f *Facts) common(call Call, n *node) *Refusal {
 	return nil
 }
 
-func (f *Facts) session(n *node) {
+func (f *Facts) session(n *node) *Refusal {
 	f.CreateSession = n.boolean("createSession")
 	if p := n.get("connectionProperties"); p != nil {
 		for _, e := range p.elems {
 			prop := Property{Key: e.str("key"), Value: e.str("value")}
+			for _, other := range f.ConnectionProperties {
+				if strings.EqualFold(other.Key, prop.Key) {
+					return invalid("connection_properties", "A key stands twice in connectionProperties.")
+				}
+			}
 			f.ConnectionProperties = append(f.ConnectionProperties, prop)
 			if strings.EqualFold(prop.Key, "session_id") {
 				f.SessionID = prop.Value
 			}
+			if len(f.ConnectionProperties) > 64 {
+				return invalid("connection_properties", "connectionProperties holds more than 64 properties.")
+			}
 		}
 	}
+	return nil
 }
 
 func (f *Facts) insert(call Call, root *node) *Refusal {
@@ -422,7 +433,9 @@ func (f *Facts) insert(call Call, root *node) *Refusal {
 		if u := n.str("referenceFileSchemaUri"); u != "" {
 			f.SourceURIs = append(f.SourceURIs, u)
 		}
-		f.session(n)
+		if ref := f.session(n); ref != nil {
+			return ref
+		}
 		if f.Destination == nil {
 			return invalid("destination", "A load job needs a destinationTable.")
 		}

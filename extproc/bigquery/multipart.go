@@ -18,16 +18,19 @@ const (
 // belongs to one goroutine.
 //
 // The framing that goes upstream is written anew: what stands before the
-// media is this package's own, whatever the caller's looked like.
+// media is this package's own, whatever the caller's looked like, but for the
+// boundary and the line ends, which the rest of the body shares.
 type Part struct {
 	boundary    string
 	contentType string // of the part
+	newline     string // CRLF, or LF where the caller ends lines so throughout
 	limit       int
 	buf         []byte
 	searched    int // bytes of buf in which the delimiter is known not to begin
 	json        []byte
 	rest        []byte // from behind the line of the second delimiter
 	state       partState
+	mixed       bool
 }
 
 type partState uint8
@@ -60,6 +63,9 @@ func (p *Part) Write(b []byte) (done bool, err error) {
 	p.buf = append(p.buf, b...)
 	for p.state != partDone {
 		more, ref := p.step()
+		if ref == nil && p.mixed {
+			ref = invalid("multipart", "The upload mixes CRLF and LF line ends; use CRLF.")
+		}
 		if ref != nil {
 			p.buf, p.rest = nil, nil
 			return false, ref
@@ -75,7 +81,7 @@ func (p *Part) Write(b []byte) (done bool, err error) {
 func (p *Part) step() (more bool, ref *Refusal) {
 	switch p.state {
 	case partOpening:
-		line, rest, ok := cutLine(p.buf)
+		line, rest, ok := p.cutLine(p.buf)
 		if !ok {
 			if len(p.buf) > len(p.boundary)+64 {
 				return false, invalid("multipart", "The upload does not begin with its boundary.")
@@ -92,7 +98,7 @@ func (p *Part) step() (more bool, ref *Refusal) {
 		}
 		p.state, p.searched = partHeaders, 0
 	case partHeaders:
-		line, rest, ok := cutLine(p.buf)
+		line, rest, ok := p.cutLine(p.buf)
 		if p.searched += len(line); p.searched > maxPartHeaders || !ok && len(p.buf) > maxPartHeaders {
 			return false, invalid("multipart", "The headers of the upload's first part are too long.")
 		}
@@ -138,27 +144,38 @@ func (p *Part) step() (more bool, ref *Refusal) {
 			return false, tooLarge("body_large", fmt.Sprintf("The job of the upload is larger than %d bytes.", p.limit))
 		}
 		behind := p.buf[i+len(delimiter):]
-		line, rest, ok := cutLine(behind)
+		line, rest, ok := p.cutLine(behind)
 		if !ok && len(behind) < 64 {
 			return true, nil
 		}
 		if !ok || strings.Trim(string(line), " \t") != "" {
 			return false, invalid("multipart", "The upload has no second part behind the job, or its boundary stands within the job.")
 		}
-		p.json = bytes.TrimSuffix(p.buf[:i:i], []byte("\r"))
+		head, crlf := bytes.CutSuffix(p.buf[:i:i], []byte("\r"))
+		p.json, p.mixed = head, p.mixed || crlf != (p.newline == "\r\n")
 		p.rest = rest
 		p.state = partDone
 	}
 	return false, nil
 }
 
-// cutLine takes a line that ends with CRLF or LF.
-func cutLine(b []byte) (line, rest []byte, ok bool) {
+// cutLine takes a line. The first line says how lines end: a mixture is read
+// in different ways by different readers, and is left uncut.
+func (p *Part) cutLine(b []byte) (line, rest []byte, ok bool) {
 	i := bytes.IndexByte(b, '\n')
 	if i < 0 {
 		return nil, b, false
 	}
-	return bytes.TrimSuffix(b[:i], []byte("\r")), b[i+1:], true
+	line, crlf := bytes.CutSuffix(b[:i], []byte("\r"))
+	if p.newline == "" {
+		if p.newline = "\n"; crlf {
+			p.newline = "\r\n"
+		}
+	}
+	if crlf != (p.newline == "\r\n") {
+		p.mixed = true
+	}
+	return line, b[i+1:], true
 }
 
 // JSON returns the first part's bytes once done.
@@ -170,9 +187,10 @@ func (p *Part) ContentType() string { return p.contentType }
 // Replace returns the upload's bytes up to now with json in the first part.
 func (p *Part) Replace(json []byte) []byte {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "--%s\r\ncontent-type: application/json; charset=UTF-8\r\n\r\n", p.boundary)
+	n := p.newline
+	b.WriteString("--" + p.boundary + n + "content-type: application/json; charset=UTF-8" + n + n)
 	b.Write(json)
-	fmt.Fprintf(&b, "\r\n--%s\r\n", p.boundary)
+	b.WriteString(n + "--" + p.boundary + n)
 	b.Write(p.rest)
 	return b.Bytes()
 }
