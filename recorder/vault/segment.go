@@ -68,6 +68,7 @@ func (e *SegmentError) Unwrap() error { return e.Err }
 // checkpoints are for the caller to judge. It is not safe for concurrent use.
 type SegmentReader struct {
 	name   string
+	source *source
 	r      *bufio.Reader
 	header Header
 	start  int64 // of the frame that Next returned last
@@ -79,9 +80,10 @@ type SegmentReader struct {
 // it is a segment's name, header and name must agree. All errors but those of r
 // are of type [*SegmentError].
 func ReadSegment(name string, r io.Reader) (*SegmentReader, error) {
-	s := &SegmentReader{name: name, r: bufio.NewReaderSize(r, readBufferSize)}
+	src := &source{r: r}
+	s := &SegmentReader{name: name, source: src, r: bufio.NewReaderSize(src, readBufferSize)}
 	if err := s.readHeader(); err != nil {
-		return nil, &SegmentError{Name: name, Offset: s.next, Err: err}
+		return nil, s.fail(err)
 	}
 	if id, err := ParseSegmentName(name); err == nil {
 		if h := s.header; id.Gateway != h.Gateway || id.Epoch != h.Epoch || id.First != h.First {
@@ -104,6 +106,27 @@ func OpenSegment(ctx context.Context, v Vault, name string) (*SegmentReader, io.
 		return nil, nil, err
 	}
 	return s, f, nil
+}
+
+// source remembers that reading failed: that says nothing about the segment.
+type source struct {
+	r   io.Reader
+	err error
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		s.err = err
+	}
+	return n, err
+}
+
+func (s *SegmentReader) fail(err error) error {
+	if s.source.err != nil {
+		return fmt.Errorf("segment %s: read: %w", s.name, s.source.err)
+	}
+	return &SegmentError{Name: s.name, Offset: s.next, Err: err}
 }
 
 func (s *SegmentReader) readHeader() error {
@@ -187,7 +210,7 @@ func (s *SegmentReader) Next() (record.Frame, error) {
 		return record.Frame{}, io.EOF
 	}
 	if err != nil {
-		s.err = &SegmentError{Name: s.name, Offset: s.next, Err: err}
+		s.err = s.fail(err)
 		return record.Frame{}, s.err
 	}
 	s.start = s.next

@@ -137,6 +137,21 @@ func TestReadSegmentErrors(t *testing.T) {
 	}
 }
 
+// A disk that fails is no segment that is wrong.
+func TestReadSegmentFault(t *testing.T) {
+	b, offsets := testSegment(t, 3)
+	for _, at := range []int64{0, 5, 40, offsets[0], offsets[1] + 2, offsets[1] + 20, int64(len(b))} {
+		s, err := ReadSegment("x", io.MultiReader(bytes.NewReader(b[:at]), &brokenReader{}))
+		for err == nil {
+			_, err = s.Next()
+		}
+		var bad *SegmentError
+		if !errors.Is(err, errFault) || errors.As(err, &bad) {
+			t.Errorf("broken at %d: %v", at, err)
+		}
+	}
+}
+
 // A segment of any size is read with one frame in memory.
 func TestReadSegmentMemory(t *testing.T) {
 	e := testEpoch(t)
