@@ -128,9 +128,8 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	healthpb.RegisterHealthServer(gs, hs)
 	hs.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
 
-	work.Go(func() {
-		config.Watch(background, watched(cfg), poll, func() { reload(background, g, *path, srv, log) })
-	})
+	watching := config.Watch(background, watched(cfg), poll, func([]string) { reload(background, g, *path, srv, log) })
+	work.Go(func() { <-watching })
 	if cfg.Metrics.Address != "" {
 		stop, err := stats(cfg.Metrics.Address, j, srv, log)
 		if err != nil {

@@ -38,6 +38,10 @@ func setHeader(name, value string) *core.HeaderValueOption {
 	}
 }
 
+// routed are headers that Envoy itself needs until it has chosen the route; the
+// route removes them.
+var routed = map[string]bool{"x-forwarded-proto": true, "x-request-id": true}
+
 // requestHeadReply lets the request go upstream: other headers than those that
 // the plan passes are removed, and the gateway's credential is put in.
 func requestHeadReply(p *plan, r *request) *extproc.ProcessingResponse {
@@ -45,7 +49,7 @@ func requestHeadReply(p *plan, r *request) *extproc.ProcessingResponse {
 	gone := map[string]bool{}
 	for _, h := range r.headers {
 		name := strings.ToLower(h.Name)
-		if strings.HasPrefix(name, ":") || gone[name] || p.passes(h) {
+		if strings.HasPrefix(name, ":") || gone[name] || routed[name] || p.passes(h) {
 			continue
 		}
 		gone[name] = true

@@ -37,7 +37,8 @@ type Config struct {
 	// Home holds every file of the stack: journal, vault, keys, configuration,
 	// sockets, logs.
 	Home string
-	// Extproc and Recorder are the binaries.
+	// Extproc and Recorder are the binaries. Without Recorder there is no sink,
+	// and the journal keeps all.
 	Extproc, Recorder string
 	// Envoy is Envoy's binary.
 	Envoy string
@@ -141,9 +142,11 @@ func Start(ctx context.Context, c Config) (_ *Stack, err error) {
 	if err := s.configure(); err != nil {
 		return nil, err
 	}
-	fmt.Fprintln(c.Progress, "starting the sink")
-	if err := s.StartSink(ctx); err != nil {
-		return nil, err
+	if c.Recorder != "" {
+		fmt.Fprintln(c.Progress, "starting the sink")
+		if err := s.StartSink(ctx); err != nil {
+			return nil, err
+		}
 	}
 	fmt.Fprintln(c.Progress, "starting the gateway")
 	if err := s.StartExtproc(ctx); err != nil {
