@@ -36,7 +36,7 @@ func serve(ctx context.Context, dir string) error {
 		return err
 	}
 	defer v.Close()
-	s, err := New(Config{Vault: v, Spool: filepath.Join(dir, "spool"), Now: now})
+	s, err := New(Config{Vault: v, Spool: filepath.Join(dir, "spool")})
 	if err != nil {
 		return err
 	}
