@@ -52,16 +52,19 @@ qualified(issuer, "group", value) := concat("/", [issuer, value])
 
 qualified(_, fact, value) := value if fact != "group"
 
-anchored[[grant.match.issuer, fact, wanted[fact]]] contains name if {
+# The names of the usable grants by issuer, and by the first of the anchors that
+# each asks for.
+anchored[grant.match.issuer][fact][conditions(grant)[fact]] contains name if {
 	some name, grant in usable
-	wanted := conditions(grant)
-	fact := [fact | some fact in anchors; wanted[fact]][0]
+	fact := anchor(grant)
 }
 
-# Nanoseconds since 1970; 0 for never.
+anchor(grant) := [fact | some fact in anchors; grant.match[fact]][0]
+
+# Nanoseconds since 1970; never is as late as the number can be.
 expiry(grant) := time.parse_rfc3339_ns(grant.expires) if grant.expires
 
-expiry(grant) := 0 if not grant.expires
+expiry(grant) := 9223372036854775807 if not grant.expires
 
 problems contains ["limits", message] if {
 	some field, _ in data.limits

@@ -144,13 +144,16 @@ test_findings if {
 test_prepared if {
 	p := prepare.grant with data.grants as {"g": object.remove(good, ["expires"])}
 	p.g == {
-		"issuer": "corp", "match": {"group": "corp/analysts"}, "connections": {"main": true}, "projects": {"acme": true},
-		"datasets": {"*": true}, "level": 2, "maximum_bytes_billed": 1000, "expires_ns": 0, "statements": {"CALL": true},
+		"match": {}, "connections": {"main": true}, "projects": {"acme": true},
+		"datasets": {"": true, "*": true}, "level": 2, "maximum_bytes_billed": 1000, "expires_ns": 9223372036854775807, "statements": {"CALL": true},
 		"labels": {"team": "x", "verbatim_grant": "g"}, "extra": {"credential": "c", "retention": "r"},
 	}
 }
 
 test_index if {
-	i := prepare.index with data.grants as {"g": changed({"match": {"namespace": "n"}}), "h": good}
-	i == {`["corp","group","corp/analysts"]`: ["g", "h"]}
+	narrower := {"g": changed({"match": {"namespace": "n"}}), "h": good}
+	i := prepare.index with data.grants as narrower
+	i == {"corp": {"group": {"corp/analysts": ["g", "h"]}}}
+	p := prepare.grant with data.grants as narrower
+	p.g.match == {"namespace": "n"}
 }

@@ -63,11 +63,21 @@ chosen := [name | some name in allowing; prepare.grant[name].maximum_bytes_bille
 
 highest := max({prepare.grant[name].maximum_bytes_billed | some name in allowing})
 
+# A grant allows what it covers, said in its own words and not as the lack of a
+# refusal: something undefined must not allow.
 allowing contains name if {
 	not barred
 	sound
 	some name in candidates
-	permits(prepare.grant[name])
+	grant := prepare.grant[name]
+	grant.level >= needed
+	some d in wanted_datasets
+	grant.datasets[d]
+	some c in wanted_connections
+	grant.connections[c]
+	projects_listed(grant)
+	now < grant.expires_ns
+	count(missing(grant)) == 0
 }
 
 reasons := [barred]
@@ -96,18 +106,21 @@ no_grant := reason("no_grant", sprintf(
 
 candidates contains name if {
 	some fact, value in facts
-	some name in prepare.index[json.marshal([input.caller.issuer, fact, value])]
-	matches(prepare.grant[name])
+	some name in prepare.index[input.caller.issuer][fact][value]
+	matches(prepare.grant[name].match)
 }
 
 candidates contains name if {
 	some group in input.caller.groups
-	some name in prepare.index[json.marshal([input.caller.issuer, "group", group])]
-	matches(prepare.grant[name])
+	some name in prepare.index[input.caller.issuer].group[group]
+	matches(prepare.grant[name].match)
 }
 
-matches(grant) if {
-	every fact, value in grant.match {
+matches(match) if match == {}
+
+matches(match) if {
+	match != {}
+	every fact, value in match {
 		holds(fact, value)
 	}
 }
@@ -256,18 +269,7 @@ destination_parts := regex.find_all_string_submatch_n(`^([^\s]+)\.([^.\s]+)\.[^.
 
 destination := ["", ""] if input.request.destination == ""
 
-# Whether a grant allows the request. It is said in its own words, not as the
-# lack of a refusal: something undefined must not allow.
-permits(grant) if {
-	alive(grant)
-	listed(grant.connections, input.connection.name)
-	project_listed(grant)
-	datasets_listed(grant)
-	grant.level >= needed
-	count(missing(grant)) == 0
-}
-
-# The same for the request itself.
+# The request itself is nothing that is barred, said so too.
 sound if {
 	levels[method]
 	destination
@@ -292,17 +294,17 @@ refusal(name) := {"step": 1, "reason": reason("grant_expired", sprintf(
 	"the grant %s has expired (rule grant_expired): ask who runs the gateway to renew it",
 	[name],
 ))} if {
-	not alive(prepare.grant[name])
+	now >= prepare.grant[name].expires_ns
 } else := {"step": 2, "reason": reason("connection_denied", sprintf(
 	"the grant %s does not reach the connection %s (rule connection_denied): use a connection that it lists",
 	[name, quoted(input.connection.name)],
 ))} if {
-	not listed(prepare.grant[name].connections, input.connection.name)
+	not connection_listed(prepare.grant[name])
 } else := {"step": 3, "reason": reason("project_denied", sprintf(
 	"the grant %s does not reach the project %s (rule project_denied): use a project that it lists",
 	[name, quoted(input.request.project)],
 ))} if {
-	not project_listed(prepare.grant[name])
+	not projects_listed(prepare.grant[name])
 } else := {"step": 4, "reason": reason("dataset_denied", sprintf(
 	"the grant %s does not reach the dataset %s (rule dataset_denied): use a dataset that it lists",
 	[name, quoted(dataset[1])],
@@ -334,45 +336,53 @@ refusal(name) := {"step": 1, "reason": reason("grant_expired", sprintf(
 	count(missing(prepare.grant[name])) > 0
 }
 
+now := time.parse_rfc3339_ns(input.time)
+
 # What the SQL does that the grant does not name.
-missing(grant) := {statement | some statement in sql.needs; not grant.statements[statement]} if queries
+missing(grant) := needed_statements - object.keys(grant.statements)
 
-missing(_) := set() if not queries
+needed_statements := sql.needs if queries
 
-alive(grant) if grant.expires_ns == 0
+needed_statements := set() if not queries
 
-alive(grant) if time.parse_rfc3339_ns(input.time) < grant.expires_ns
+# Any of these in a grant's list will do.
+wanted_connections := ["*", input.connection.name]
 
-listed(set, _) if set["*"]
-
-listed(set, member) if set[member]
-
-# projects.list names no project: it is the connection's to answer.
-project_listed(_) if method == "bigquery.projects.list"
-
-project_listed(grant) if {
-	listed(grant.projects, input.request.project)
-	every project in named_projects {
-		listed(grant.projects, project)
-	}
+connection_listed(grant) if {
+	some name in wanted_connections
+	grant.connections[name]
 }
 
-named_projects contains dataset[0] if dataset[1] != ""
+wanted_datasets := ["*"] if any_dataset
 
-named_projects contains destination[0] if destination[1] != ""
+wanted_datasets := ["*", dataset[1], concat(".", dataset)] if {
+	not any_dataset
+	dataset[1] != ""
+}
 
-datasets_listed(grant) if grant.datasets["*"]
+wanted_datasets := [""] if {
+	not any_dataset
+	dataset[1] == ""
+}
 
 datasets_listed(grant) if {
-	not any_dataset
-	dataset_listed(grant)
+	some name in wanted_datasets
+	grant.datasets[name]
 }
 
-dataset_listed(_) if dataset[1] == ""
+# All of these have to be in the grant's list.
+wanted_projects contains input.request.project if method != "bigquery.projects.list"
 
-dataset_listed(grant) if grant.datasets[dataset[1]]
+wanted_projects contains destination[0] if destination[1] != ""
 
-dataset_listed(grant) if grant.datasets[concat(".", dataset)]
+projects_listed(grant) if grant.projects["*"]
+
+projects_listed(grant) if {
+	not grant.projects["*"]
+	every project in wanted_projects {
+		grant.projects[project]
+	}
+}
 
 reason(code, message) := {"code": code, "message": message}
 

@@ -12,11 +12,11 @@ import data.verbatim.grants
 grant := {name: prepared |
 	some name, raw in grants.usable
 	prepared := {
-		"issuer": raw.match.issuer,
-		"match": grants.conditions(raw),
+		"match": object.remove(grants.conditions(raw), [grants.anchor(raw)]),
 		"connections": members(object.get(raw, "connections", ["*"])),
 		"projects": members(raw.projects),
-		"datasets": members(object.get(raw, "datasets", [])),
+		# "" is what a request asks for that names no dataset.
+		"datasets": members(array.concat([""], object.get(raw, "datasets", []))),
 		"level": max([grants.levels[method] | some method in raw.methods]),
 		"maximum_bytes_billed": object.get(raw, ["limits", "maximum_bytes_billed"], grants.default_bytes),
 		"expires_ns": grants.expiry(raw),
@@ -26,9 +26,9 @@ grant := {name: prepared |
 	}
 }
 
-# The names of the grants by issuer, fact and value, for the first fact of
-# grants.anchors that each asks for.
-index := {json.marshal(key): [name | some name in names] | some key, names in grants.anchored}
+# The names of the grants by issuer, fact and value. What is looked up here need
+# not stand in the grant's match.
+index[issuer][fact][value] := [name | some name in names] if some value, names in grants.anchored[issuer][fact]
 
 findings := [{"where": at, "message": message} | some [at, message] in grants.problems]
 

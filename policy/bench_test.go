@@ -1,0 +1,103 @@
+package policy
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// manyGrants returns data with a grant for each of 500 groups, over 20
+// datasets each.
+func manyGrants(tb testing.TB) string {
+	tb.Helper()
+	grants := map[string]any{}
+	for g := range 500 {
+		var datasets []string
+		for d := range 20 {
+			datasets = append(datasets, fmt.Sprintf("d%d", (g+d)%520))
+		}
+		grants[fmt.Sprintf("g%d", g)] = map[string]any{
+			"match":    map[string]any{"issuer": "corp", "group": fmt.Sprintf("team%d", g)},
+			"projects": []string{"acme"}, "datasets": datasets, "methods": []string{"read"},
+		}
+	}
+	grants["sql"] = map[string]any{
+		"match":    map[string]any{"issuer": "corp", "group": "team9"},
+		"projects": []string{"acme"}, "datasets": []string{"*"}, "methods": []string{"read"},
+	}
+	b, err := json.Marshal(map[string]any{"grants": grants})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	dir := tb.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "data.json"), b, 0o600); err != nil {
+		tb.Fatal(err)
+	}
+	return dir
+}
+
+func manyInput(groups int) *Input {
+	in := &Input{
+		Time:       time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
+		Caller:     Caller{Issuer: "corp", IssuerURL: "https://corp.example", Subject: "u"},
+		Connection: Connection{Name: "main", Recording: "full", Retention: "default"},
+		Request: Request{
+			Method: "bigquery.tabledata.list", Kind: KindRead, HTTPMethod: "GET", Path: "/bigquery/v2/projects/acme/datasets/d5/tables/t/data",
+			Project: "acme", Dataset: "d5", Table: "t",
+		},
+	}
+	for g := range groups {
+		in.Caller.Groups = append(in.Caller.Groups, fmt.Sprintf("corp/team%d", g))
+	}
+	return in
+}
+
+func BenchmarkDecide(b *testing.B) {
+	ctx := context.Background()
+	start := time.Now()
+	e, err := New(ctx, Config{Dir: manyGrants(b)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Logf("load: %s", time.Since(start))
+	query := manyInput(10)
+	query.Request.Method, query.Request.Kind, query.Request.Dataset, query.Request.Table = "bigquery.jobs.query", KindQuery, "", ""
+	query.SQL = &SQL{Text: "SELECT a.id, COUNT(*) AS n FROM `acme.d5.t` AS a JOIN `acme.d6.u` AS b ON a.id = b.id WHERE a.day > '2026-01-01' GROUP BY 1 ORDER BY n DESC"}
+	denied := manyInput(10)
+	denied.Request.Project = "nowhere"
+	for _, c := range []struct {
+		name  string
+		in    *Input
+		allow bool
+	}{
+		{"rows/groups=10", manyInput(10), true},
+		{"rows/groups=500", manyInput(500), true},
+		{"query/groups=10", query, true},
+		{"denied/groups=10", denied, false},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				d, err := e.Decide(ctx, c.in)
+				if err != nil || d.Allow != c.allow {
+					b.Fatal(d, err)
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkScanWords(b *testing.B) {
+	text := ""
+	for len(text) < 2700 {
+		text += "SELECT a.id, 'some literal' AS x FROM `acme.d5.t` AS a -- comment\n WHERE a.day > 5 AND "
+	}
+	b.SetBytes(int64(len(text)))
+	for b.Loop() {
+		scanWords(text)
+	}
+}
