@@ -48,7 +48,8 @@ func (d *demo) run(ctx context.Context) error {
 	}
 	fmt.Fprintln(d.out, "\nAn agent works (Python, google-cloud-bigquery, nothing changed but host and token):")
 	cmd := exec.CommandContext(ctx, d.tools.Python, script, d.stack.URL(), d.project, d.tokens.file("agent"), mode)
-	cmd.Stdout, cmd.Stderr = indent{d.out}, indent{d.out}
+	out := &indent{w: d.out}
+	cmd.Stdout, cmd.Stderr = out, out
 	since := time.Now().Add(-time.Second)
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("the agent: %w", err)
@@ -94,7 +95,8 @@ func (d *demo) evidence(ctx context.Context, since time.Time) error {
 
 func (d *demo) tool(ctx context.Context, path string, args ...string) error {
 	cmd := exec.CommandContext(ctx, path, args...)
-	cmd.Stdout, cmd.Stderr = indent{d.out}, indent{d.out}
+	out := &indent{w: d.out}
+	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("%s %s: %w", filepath.Base(path), args[0], err)
 	}
@@ -118,15 +120,22 @@ Evidence:                     %s/recorder search | show RECEIPT | verify   (they
 `, url, d.project, d.home, url, url, url, d.project, url, d.project, d.tokens.file("analyst"), d.tokens.dir, bin, d.home)
 }
 
-// indent writes lines two columns to the right.
-type indent struct{ w io.Writer }
+// indent writes lines two columns to the right, however they are cut up.
+type indent struct {
+	w      io.Writer
+	within bool // a line
+}
 
-func (i indent) Write(b []byte) (int, error) {
+func (i *indent) Write(b []byte) (int, error) {
 	for _, line := range strings.SplitAfter(string(b), "\n") {
 		if line == "" {
 			continue
 		}
-		if _, err := io.WriteString(i.w, "  "+line); err != nil {
+		if !i.within {
+			line = "  " + line
+		}
+		i.within = !strings.HasSuffix(line, "\n")
+		if _, err := io.WriteString(i.w, line); err != nil {
 			return 0, err
 		}
 	}
