@@ -140,6 +140,8 @@ func TestParseBodyRefuses(t *testing.T) {
 		{q, `{"query":"a","x":1e}`, "json_syntax"},
 		{q, `{"query":"a","x":NaN}`, "json_syntax"},
 		{q, `{"query":"a","x":True}`, "json_syntax"},
+		{q, `{"query":"a","x":{` + manyKeys(40) + `,"k39":1}}`, "json_duplicate"},
+		{q, `{"query":"a","x":{` + manyKeys(40) + `,"k3":1}}`, "json_duplicate"},
 		{q, `{"query":"a","x":{` + manyKeys(MaxMembers+1) + `}}`, "json_members"},
 		{j, `{}`, "job_type"},
 		{j, `{"configuration":{}}`, "job_type"},

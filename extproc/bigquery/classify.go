@@ -457,6 +457,9 @@ func (c *Call) query(route *compiled, raw string, has bool) *Refusal {
 		case "upload_protocol":
 			return denied("upload_type", "upload_protocol is refused; use uploadType=multipart or uploadType=resumable.")
 		}
+		if droppedParams[name] {
+			continue
+		}
 		if !route.params[name] {
 			if shown := showParam(name); shown != "" {
 				return invalid("query_unknown", fmt.Sprintf("The query parameter %s is not known for %s; leave it out.", shown, route.ID))
@@ -488,8 +491,6 @@ func (c *Call) query(route *compiled, raw string, has bool) *Refusal {
 			if value != "v2" {
 				return denied("query_value", "Only version v2 of the discovery document is served.")
 			}
-		case "quotaUser":
-			continue // who pays and whose quota counts is the gateway's
 		}
 		c.Query.Add(name, value)
 	}

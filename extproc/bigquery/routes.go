@@ -86,8 +86,13 @@ var (
 	paramsResults = []string{"formatOptions.timestampOutputFormat", "formatOptions.useInt64Timestamp", "maxResults", "pageToken", "startIndex"}
 )
 
-// commonParams go with every call. quotaUser is taken and dropped.
+// commonParams go with every call.
 var commonParams = []string{"$.xgafv", "alt", "fields", "prettyPrint", "quotaUser"}
+
+// droppedParams are taken and never go upstream: who pays and whose quota
+// counts is the gateway's, and Node's client lets two options of its paginator
+// slip into the query.
+var droppedParams = map[string]bool{"quotaUser": true, "autoPaginate": true, "maxApiCalls": true}
 
 // table of the whole surface. A test walks BigQuery's discovery document and
 // fails on a method or an upload path that has no row here.
