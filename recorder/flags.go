@@ -41,10 +41,7 @@ func (f *flags) parse(args []string, stdout io.Writer, names ...string) ([]strin
 	for {
 		err := f.FlagSet.Parse(args)
 		if errors.Is(err, flag.ErrHelp) {
-			fmt.Fprint(stdout, strings.TrimLeft(f.help, "\n"), "\nFlags:\n")
-			f.SetOutput(stdout)
-			f.PrintDefaults()
-			return nil, errHelp
+			return nil, f.printHelp(stdout)
 		}
 		if err != nil {
 			return nil, f.wrong(err)
@@ -62,6 +59,24 @@ func (f *flags) parse(args []string, stdout io.Writer, names ...string) ([]strin
 		return nil, &usageError{fmt.Sprintf("%s: %s is missing", f.name, names[len(rest)]), f.see()}
 	}
 	return rest, nil
+}
+
+func (f *flags) printHelp(w io.Writer) error {
+	var b strings.Builder
+	b.WriteString(strings.TrimLeft(f.help, "\n"))
+	head := "\nFlags:\n"
+	f.VisitAll(func(g *flag.Flag) {
+		value, text := flag.UnquoteUsage(g)
+		if g.DefValue != "" {
+			text += fmt.Sprintf(" (default %s)", g.DefValue)
+		}
+		fmt.Fprintf(&b, "%s  --%s %s\n      %s\n", head, g.Name, value, text)
+		head = ""
+	})
+	if _, err := io.WriteString(w, b.String()); err != nil {
+		return err
+	}
+	return errHelp
 }
 
 func (f *flags) see() string { return fmt.Sprintf("see recorder %s --help", f.name) }

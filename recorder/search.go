@@ -44,7 +44,7 @@ func searchCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 	f.StringVar(&q.Project, "project", "", "`ID` of the project called")
 	f.StringVar(&q.Table, "table", "", "`TEXT` within the called table's name or the SQL")
 	f.StringVar(&q.SQL, "sql", "", "`TEXT` within the SQL, in any case")
-	f.StringVar(&q.Decision, "decision", "", "`allow` or deny")
+	f.StringVar(&q.Decision, "decision", "", "`DECISION`: allow or deny")
 	f.StringVar(&q.Reason, "reason", "", "`CODE` of a reason of the decision")
 	f.StringVar(&q.Job, "job", "", "job `ID`, or PROJECT:LOCATION.ID")
 	f.StringVar(&q.Session, "session", "", "`ID` of the session")
@@ -52,7 +52,7 @@ func searchCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 	f.StringVar(&q.Method, "method", "", "`NAME` of the API method, such as jobs.query")
 	f.IntVar(&q.Limit, "limit", 100, "give the newest `N` (with --sort stored the first); 0: all")
 	sort := f.String("sort", "time", "`ORDER`: time (newest last), -time (newest first), stored (as they lie in the vault, any number)")
-	format := f.String("format", "table", "`table` or json")
+	format := f.String("format", "table", "`FORMAT` of the output: table or json")
 	if _, err := f.parse(args, stdout); err != nil {
 		return err
 	}
@@ -142,9 +142,9 @@ func searchCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 // The widths of the table's columns: 100 with the spaces between.
 const (
 	timeWidth      = 19
-	exchangeWidth  = 31
-	principalWidth = 20
-	methodWidth    = 15
+	exchangeWidth  = 34
+	principalWidth = 18
+	methodWidth    = 14
 )
 
 func tableHead() string {

@@ -39,9 +39,9 @@ func showCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (
 	f := newFlags("show", showHelp)
 	f.vaultFlag(&p)
 	f.keysetFlag(&p)
-	payload := f.String("payload", "", "write a body's bytes: `request`, upstream or response")
+	payload := f.String("payload", "", "write the bytes of a `BODY`: request, upstream or response")
 	out := f.String("out", "", "with --payload, write to a new `FILE` (mode 0600) instead of standard output")
-	format := f.String("format", "text", "`text` or json")
+	format := f.String("format", "text", "`FORMAT` of the output: text or json")
 	rest, err := f.parse(args, stdout, "EXCHANGE, a receipt,")
 	if err != nil {
 		return err
@@ -75,7 +75,7 @@ func showCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (
 		c.Keys = keys
 	}
 	if *payload != "" {
-		return showPayload(ctx, c, id, direction, *out, stdout)
+		return showPayload(ctx, c, id, direction, *out, stdout, stderr)
 	}
 	d, err := search.Find(ctx, c, id, nil)
 	if err != nil {
@@ -88,34 +88,27 @@ func showCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (
 	return err
 }
 
-func showPayload(ctx context.Context, c search.Config, id record.ID, direction record.Direction, out string, w io.Writer) (err error) {
-	if out != "" {
-		file, err := os.OpenFile(out, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-		if errors.Is(err, os.ErrExist) {
-			return fmt.Errorf("show: %s is there already and is not replaced", out)
-		}
-		if err != nil {
-			return fmt.Errorf("show: %w", err)
-		}
-		whole := false
-		defer func() {
-			closed := file.Close()
-			if !whole {
-				os.Remove(out) // only what is known to be right stays
-			} else if closed != nil {
-				err = fmt.Errorf("show: %w", closed)
-			}
-		}()
-		if err := writePayload(ctx, c, id, direction, file); err != nil {
-			return err
-		}
-		whole = true
-		return nil
+func showPayload(ctx context.Context, c search.Config, id record.ID, direction record.Direction, out string, stdout, stderr io.Writer) (err error) {
+	if out == "" {
+		return writePayload(ctx, c, id, direction, stdout, stderr)
 	}
-	return writePayload(ctx, c, id, direction, w)
+	file, err := os.OpenFile(out, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("show: %s is there already and is not replaced", out)
+	}
+	if err != nil {
+		return fmt.Errorf("show: %w", err)
+	}
+	err = errors.Join(writePayload(ctx, c, id, direction, file, stderr), file.Close())
+	if err != nil {
+		// Only what is known to be right stays.
+		err = errors.Join(err, os.Remove(out))
+	}
+	return err
 }
 
-func writePayload(ctx context.Context, c search.Config, id record.ID, direction record.Direction, w io.Writer) error {
+// writePayload writes a body. What it wrote is right only where it returns nil.
+func writePayload(ctx context.Context, c search.Config, id record.ID, direction record.Direction, w, stderr io.Writer) error {
 	d, err := search.Find(ctx, c, id, func(of record.Direction, b []byte) error {
 		if of != direction {
 			return nil
@@ -128,6 +121,8 @@ func writePayload(ctx context.Context, c search.Config, id record.ID, direction 
 	}
 	b, ok := d.Payload(direction)
 	switch {
+	case d.Unreadable != "" && c.Keys == nil:
+		return &usageError{"show: which keyset?", "bodies are sealed: give --keyset FILE, the tenant's private keyset, or set VERBATIM_KEYSET"}
 	case d.Unreadable != "":
 		return fmt.Errorf("show: the %s of %s cannot be read: %s", direction, id, d.Unreadable)
 	case ok && !b.Recorded && b.Bytes > 0:
@@ -141,7 +136,7 @@ func writePayload(ctx context.Context, c search.Config, id record.ID, direction 
 	case !ok:
 		return fmt.Errorf("show: %s has no %s body", id, direction)
 	case d.Result == search.Pending, d.Result == record.ResultInterrupted:
-		return fmt.Errorf("show: the %s of %s is what was recorded until it was cut off or until now (%d bytes): no outcome states the total", direction, id, b.Bytes)
+		fmt.Fprintf(stderr, "recorder: note: the exchange is %s: these %d bytes are what was recorded, and no outcome states the total\n", d.Result, b.Bytes)
 	case !b.Intact:
 		return fmt.Errorf("show: the recorded %s of %s is not what its outcome states; run recorder verify", direction, id)
 	}
@@ -152,12 +147,23 @@ func writePayload(ctx context.Context, c search.Config, id record.ID, direction 
 // safe: nothing in it reaches the terminal as a control.
 func showText(d *search.Detail) string {
 	var b strings.Builder
+	// A title stands only where something follows it.
+	heading := ""
+	title := func(s string) { heading = "\n" + s + "\n" }
+	put := func(format string, args ...any) {
+		fmt.Fprintf(&b, heading+format, args...)
+		heading = ""
+	}
 	row := func(name, value string) {
 		if value != "" {
-			fmt.Fprintf(&b, "  %-16s %s\n", name, oneLine(value))
+			put("  %-16s %s\n", name, oneLine(value))
 		}
 	}
-	title := func(s string) { fmt.Fprintf(&b, "\n%s\n", s) }
+	headers := func(list []record.Header) {
+		for _, h := range list {
+			put("    %s: %s\n", oneLine(h.Name), oneLine(h.Value))
+		}
+	}
 	instant := func(name string, t *time.Time) {
 		if t == nil {
 			return
@@ -209,7 +215,7 @@ func showText(d *search.Detail) string {
 			row(v[0], v[1])
 		}
 	}
-	if a := d.Asserted; a != nil && (a.UserAgent != "" || a.Agent != "" || a.Model != "" || a.Conversation != "" || a.ToolCall != "" || a.Traceparent != "" || a.RequestReason != "" || a.RequestID != "" || len(a.Labels) > 0) {
+	if a := d.Asserted; a != nil {
 		title("Asserted by the client (not verified)")
 		for _, v := range [][2]string{
 			{"user agent", a.UserAgent}, {"agent", a.Agent}, {"model", a.Model}, {"conversation", a.Conversation}, {"tool call", a.ToolCall},
@@ -234,10 +240,13 @@ func showText(d *search.Detail) string {
 		row("dry run", "yes")
 	}
 	if d.SQL != "" {
-		fmt.Fprintf(&b, "  sql\n%s\n", lines(d.SQL, "    "))
+		put("  sql\n%s\n", lines(d.SQL, "    "))
 	}
 	row("parameters", string(d.Parameters))
-	headers(&b, d.Headers)
+	if len(d.Headers) > 0 {
+		put("  headers\n")
+		headers(d.Headers)
+	}
 
 	if x := d.Decision; x != nil {
 		title("Decision")
@@ -253,10 +262,8 @@ func showText(d *search.Detail) string {
 		}
 		row("labels written", pairs(d.Labels))
 	}
-	for i, p := range d.Probes {
-		if i == 0 {
-			title("The gateway's own calls")
-		}
+	title("The gateway's own calls")
+	for _, p := range d.Probes {
 		row(p.Purpose, join(", ", p.Method+" "+p.Path, fmt.Sprintf("HTTP %d", p.Status), p.Error))
 	}
 
@@ -282,8 +289,8 @@ func showText(d *search.Detail) string {
 		if h.Status != 0 {
 			status = fmt.Sprintf("HTTP %d", h.Status)
 		}
-		fmt.Fprintf(&b, "  %-16s %s\n", what, status)
-		headers(&b, h.Headers)
+		put("  %-16s %s\n", what, status)
+		headers(h.Headers)
 	}
 
 	title("Times")
@@ -295,9 +302,7 @@ func showText(d *search.Detail) string {
 	instant("last byte", d.LastByte)
 	instant("ended", d.Ended)
 
-	if len(d.Payloads) > 0 {
-		title("Payload")
-	}
+	title("Payload")
 	for _, p := range d.Payloads {
 		state := "as its outcome states"
 		switch {
@@ -313,8 +318,11 @@ func showText(d *search.Detail) string {
 			state = "NOT WHAT ITS OUTCOME STATES"
 		}
 		text := fmt.Sprintf("%d bytes, %s", p.Bytes, state)
-		if p.Recorded {
-			text = fmt.Sprintf("%d bytes in %d pieces (records %d to %d), %s", p.Bytes, p.Pieces, p.First, p.Last, state)
+		switch {
+		case p.Pieces == 1:
+			text = fmt.Sprintf("%d bytes in record %d, %s", p.Bytes, p.First, state)
+		case p.Recorded:
+			text = fmt.Sprintf("%d bytes in %d pieces from record %d to %d, %s", p.Bytes, p.Pieces, p.First, p.Last, state)
 		}
 		row(p.Direction, text)
 		row("", labelled("SHA-256 ", p.SHA256))
@@ -325,23 +333,17 @@ func showText(d *search.Detail) string {
 	for _, r := range d.Records {
 		if r.Segment != segment {
 			segment = r.Segment
-			fmt.Fprintf(&b, "  %s\n", oneLine(segment))
+			put("  %s\n", oneLine(segment))
 		}
-		fmt.Fprintf(&b, "    %-8d %-18s byte %-10d %s\n", r.Sequence, join(" ", r.Kind, r.Direction), r.Offset, r.Leaf)
+		put("    %-8d %-18s byte %-10d %s\n", r.Sequence, join(" ", r.Kind, r.Direction), r.Offset, r.Leaf)
 	}
 	row("class", d.Class)
-	instantOrNever := "never"
 	if d.Expires != nil {
-		instantOrNever = d.Expires.Format(time.RFC3339)
+		row("expires", d.Expires.Format(time.RFC3339))
+	} else {
+		row("expires", "never")
 	}
-	row("expires", instantOrNever)
 	return b.String()
-}
-
-func headers(b *strings.Builder, list []record.Header) {
-	for _, h := range list {
-		fmt.Fprintf(b, "    %s: %s\n", oneLine(h.Name), oneLine(h.Value))
-	}
 }
 
 // join joins what is not empty.

@@ -35,7 +35,7 @@ func verifyCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 	f := newFlags("verify", verifyHelp)
 	f.vaultFlag(&p)
 	f.keysetFlag(&p)
-	format := f.String("format", "text", "`text` or json")
+	format := f.String("format", "text", "`FORMAT` of the output: text or json")
 	if _, err := f.parse(args, stdout); err != nil {
 		return err
 	}
@@ -102,7 +102,7 @@ func verifyText(r *ledger.Report, dir, keyset string) string {
 	row("segments", "%d, %s", r.Segments, size(r.Bytes))
 	row("records", "%d", r.Records)
 	x := r.Exchanges
-	row("exchanges", "%d: %d ended, %d interrupted by a crash, %d pending", x.Total, x.Ended, x.Interrupted, x.Pending)
+	row("exchanges", "%d: %d ended, %d interrupted, %d pending", x.Total, x.Ended, x.Interrupted, x.Pending)
 	if r.KeysMissing == 0 {
 		row("keys", "all there")
 	} else {
@@ -136,10 +136,10 @@ func verifyText(r *ledger.Report, dir, keyset string) string {
 		return b.String()
 	}
 	if r.Complete.IsZero() {
-		b.WriteString("Sound: there are no records.\n")
-	} else {
-		fmt.Fprintf(&b, "Sound: complete until %s.\n", moment(r.Complete))
+		b.WriteString("Nothing is wrong, for there are no records. Is this the vault?\n")
+		return b.String()
 	}
+	fmt.Fprintf(&b, "Sound: complete until %s.\n", moment(r.Complete))
 	b.WriteString(`
 What this proves: no record was changed, removed, added or moved without changing all
 that follow it. Checkpoints are not signed yet, so someone who may write the whole vault

@@ -15,6 +15,9 @@ var units = map[byte]time.Duration{
 	's': time.Second, 'm': time.Minute, 'h': time.Hour, 'd': 24 * time.Hour, 'w': 7 * 24 * time.Hour,
 }
 
+// mostAgo is far enough, and added to itself still fits a duration.
+const mostAgo = 100 * 365 * 24 * time.Hour
+
 // parseTime reads a moment: RFC 3339, a day, "now", or how long ago: "90m",
 // "2h30m", "3d ago".
 func parseTime(s string, now time.Time) (time.Time, error) {
@@ -48,12 +51,10 @@ func span(s string) (time.Duration, bool) {
 		}
 		count, err := strconv.ParseInt(s[:n], 10, 64)
 		unit, ok := units[s[n]]
-		// A thousand years are enough, and overflow nothing... but nanoseconds
-		// in 64 bits reach 292 years.
-		if err != nil || !ok || count > int64(200*365*24*time.Hour/unit) {
+		if err != nil || !ok || count > int64(mostAgo/unit) {
 			return 0, false
 		}
-		if total += time.Duration(count) * unit; total > 200*365*24*time.Hour {
+		if total += time.Duration(count) * unit; total > mostAgo {
 			return 0, false
 		}
 		s = strings.TrimLeft(s[n+1:], " ")

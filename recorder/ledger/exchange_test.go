@@ -3,6 +3,9 @@ package ledger_test
 import (
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/tink-crypto/tink-go/v2/keyset"
 
 	"verbatim.dev/recorder/ledger"
 	"verbatim.dev/recorder/ledger/ledgertest"
@@ -126,9 +129,16 @@ func TestExchangeRules(t *testing.T) {
 			g.Close()
 			g.Heartbeat()
 		}},
-		{name: "closed with an exchange open", code: ledger.ExchangeUnended, text: "closed in order", do: func(g *ledgertest.Gateway) {
-			g.Start(x)
+		{name: "stop never closed", code: ledger.ExchangeUnended, text: "does not close it (1 such)", do: func(g *ledgertest.Gateway) {
+			r := g.Start(x)
 			g.Close()
+			g.Forget(r.ID)
+			g.Begin()
+			g.Heartbeat()
+		}},
+		{name: "time goes back", code: ledger.TimeWrong, text: "never goes back", do: func(g *ledgertest.Gateway) {
+			g.Now = g.Now.Add(-time.Hour)
+			g.Heartbeat()
 		}},
 		{name: "crash never closed", code: ledger.ExchangeUnended, text: "does not close it (1 such)", do: func(g *ledgertest.Gateway) {
 			r := g.Start(x)
@@ -168,5 +178,28 @@ func TestExchangeRules(t *testing.T) {
 				t.Errorf("want %s %q first, got %v", tt.code, tt.text, r.Findings)
 			}
 		})
+	}
+}
+
+// TestStoppedWithOpenExchanges holds that a gateway may stop with exchanges
+// open: the next epoch closes them.
+func TestStoppedWithOpenExchanges(t *testing.T) {
+	v := ledgertest.New()
+	g := ledgertest.NewGateway(v, "gw-1", public)
+	g.Begin()
+	g.Start(ledgertest.Exchange{Session: "s1", Subject: "u"})
+	g.Close()
+	for _, keys := range []*keyset.Handle{nil, tenant} {
+		if r := verify(t, v, keys); !r.Sound || r.Exchanges.Pending != 1 {
+			t.Errorf("stopped: %+v", r)
+		}
+	}
+	g.Begin()
+	g.Heartbeat()
+	g.Cut()
+	for _, keys := range []*keyset.Handle{nil, tenant} {
+		if r := verify(t, v, keys); !r.Sound || r.Exchanges.Interrupted != 1 || r.Exchanges.Pending != 0 {
+			t.Errorf("started again: %+v", r)
+		}
 	}
 }

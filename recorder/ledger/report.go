@@ -20,6 +20,7 @@ const (
 	SegmentTwice    Code = "segment_twice"    // records are there a second time
 	ChainWrong      Code = "chain_wrong"      // a chain head is not the one that the records give
 	EndWrong        Code = "end_wrong"        // a segment does not end with its cut checkpoint
+	TimeWrong       Code = "time_wrong"       // a record is older than the one before
 	KindWrong       Code = "kind_wrong"       // a record stands where its kind may not
 	KeyWrong        Code = "key_wrong"        // a key file does not hold its key
 	BodyWrong       Code = "body_wrong"       // a body does not open or does not read
@@ -98,7 +99,8 @@ type Exchanges struct {
 	Total int64 `json:"total"`
 	// Ended have an outcome in their own epoch.
 	Ended int64 `json:"ended"`
-	// Interrupted were cut off by a crash, and a later epoch closed them.
+	// Interrupted were cut off by a crash or a stop, and a later epoch closed
+	// them.
 	Interrupted int64 `json:"interrupted"`
 	// Pending are open at the end of what their gateway delivered.
 	Pending int64 `json:"pending"`

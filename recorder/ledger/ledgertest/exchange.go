@@ -133,7 +133,8 @@ func (r *Running) Finish() {
 // Totals returns the true totals of the payloads.
 func (r *Running) Totals() []record.Total {
 	var totals []record.Total
-	for d, b := range map[record.Direction][]byte{record.DirectionRequest: r.x.Request, record.DirectionUpstream: r.x.Upstream, record.DirectionResponse: r.x.Response} {
+	for i, b := range [][]byte{r.x.Request, r.x.Upstream, r.x.Response} {
+		d := record.DirectionRequest + record.Direction(i)
 		if b == nil {
 			continue
 		}

@@ -1,0 +1,245 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"verbatim.dev/recorder/journal"
+	"verbatim.dev/recorder/ledger/ledgertest"
+	"verbatim.dev/recorder/record"
+	"verbatim.dev/recorder/transport"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"recorder": main})
+}
+
+func TestScripts(t *testing.T) {
+	golden, err := filepath.Abs("testdata/golden")
+	if err != nil {
+		t.Fatal(err)
+	}
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("VERBATIM_HOME", filepath.Join(e.WorkDir, "home"))
+			return sample(e.WorkDir)
+		},
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			"golden": func(ts *testscript.TestScript, neg bool, args []string) {
+				compare(ts, filepath.Join(golden, args[0]), mask(ts.ReadFile("stdout"), ts.Getenv("WORK")))
+			},
+			"flip":    flip,
+			"ship":    ship,
+			"waitfor": waitFor,
+			"mode": func(ts *testscript.TestScript, neg bool, args []string) {
+				st, err := os.Stat(ts.MkAbs(args[0]))
+				ts.Check(err)
+				if got := fmt.Sprintf("%04o", st.Mode().Perm()); got != args[1] {
+					ts.Fatalf("%s has mode %s, want %s", args[0], got, args[1])
+				}
+			},
+			"signal": func(ts *testscript.TestScript, neg bool, args []string) {
+				for _, c := range ts.BackgroundCmds() {
+					ts.Check(c.Process.Signal(os.Interrupt))
+				}
+			},
+		},
+	})
+}
+
+// What differs from run to run: nonces make ciphertext, and so digests, new.
+var random = []*regexp.Regexp{
+	regexp.MustCompile(`(?m)(byte \d+ +)[0-9a-f]{64}$`),
+	regexp.MustCompile(`("(?:leaf|head|key)": ")[0-9a-f]+`),
+	regexp.MustCompile(`(key )[0-9a-f]{32}`),
+	regexp.MustCompile(`(?m)^( {11})[0-9a-f]{32}`),
+}
+
+func mask(s, work string) string {
+	for _, r := range random {
+		s = r.ReplaceAllString(s, "${1}RANDOM")
+	}
+	return strings.ReplaceAll(s, work, "WORK")
+}
+
+func compare(ts *testscript.TestScript, file, got string) {
+	if *update {
+		ts.Check(os.WriteFile(file, []byte(got), 0o644))
+		return
+	}
+	want, err := os.ReadFile(file)
+	ts.Check(err)
+	if got != string(want) {
+		ts.Fatalf("output is not that of %s (go test -update writes it anew):\n%s", filepath.Base(file), got)
+	}
+}
+
+// flip changes a bit of a file: flip FILE OFFSET, from the end where negative.
+func flip(ts *testscript.TestScript, neg bool, args []string) {
+	name := ts.MkAbs(args[0])
+	b, err := os.ReadFile(name)
+	ts.Check(err)
+	var at int
+	_, err = fmt.Sscan(args[1], &at)
+	ts.Check(err)
+	if at < 0 {
+		at += len(b)
+	}
+	b[at] ^= 1
+	ts.Check(os.WriteFile(name, b, 0o600))
+}
+
+// waitFor waits until a file is there.
+func waitFor(ts *testscript.TestScript, neg bool, args []string) {
+	for range 500 {
+		if _, err := os.Stat(ts.MkAbs(args[0])); err == nil {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	ts.Fatalf("%s did not appear", args[0])
+}
+
+// ship runs a gateway's journal against a sink: ship SOCKET JOURNAL KEYSET
+// crash|close. It appends an exchange and waits until all is in the vault.
+func ship(ts *testscript.TestScript, neg bool, args []string) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	r, err := os.Open(ts.MkAbs(args[2]))
+	ts.Check(err)
+	defer r.Close()
+	tenant, err := record.ReadTenant(r, false)
+	ts.Check(err)
+	j, err := journal.Open(ctx, journal.Config{
+		Dir: ts.MkAbs(args[1]), Gateway: "gw-live", Version: "test", Tenant: tenant, Class: "standard",
+		Retention: map[string]time.Duration{"standard": time.Hour}, Limit: 1 << 20, SegmentSize: 64 << 10, CutInterval: time.Millisecond, Heartbeat: 20 * time.Millisecond,
+	})
+	ts.Check(err)
+	client, err := transport.NewClient(transport.ClientConfig{Socket: ts.MkAbs(args[0]), Gateway: "gw-live"})
+	ts.Check(err)
+	acked := make(chan uint64, 1024)
+	shipped := make(chan error, 1)
+	go func() {
+		shipped <- client.Ship(ctx, transport.Journal{
+			Tail: func() transport.Source {
+				tail := j.Tail()
+				return transport.SourceFunc(func(ctx context.Context) (transport.Item, error) {
+					i, err := tail.Next(ctx)
+					return transport.Item(i), err
+				})
+			},
+			Acknowledge: func(e record.Epoch, seq uint64) error {
+				if e == j.Epoch() {
+					acked <- seq
+				}
+				return j.Acknowledge(e, seq)
+			},
+		})
+	}()
+	intent, err := record.Marshal(record.Intent{Verbatim: record.IntentDetail{
+		Session: "s1", Principal: &record.Principal{Issuer: "corp", Subject: "live"}, Call: record.Call{Method: "bigquery.jobs.query", SQL: "SELECT 42"},
+		Decision: record.Decision{Allow: true, By: "policy"}, Received: time.Now(),
+	}})
+	ts.Check(err)
+	drafts := []record.Draft{{Kind: record.KindIntent, Session: "s1", Body: intent}}
+	if args[3] == "close" {
+		outcome, err := record.Marshal(record.Outcome{Response: record.OCSFResponse{Code: 200}, Verbatim: record.OutcomeDetail{Session: "s1", Result: record.ResultDelivered}})
+		ts.Check(err)
+		drafts = append(drafts, record.Draft{Kind: record.KindOutcome, Session: "s1", Body: outcome})
+	}
+	ticket := j.Append(drafts...)
+	ts.Check(ticket.Wait(ctx))
+	for last := uint64(0); last < ticket.ID.Sequence; {
+		select {
+		case last = <-acked:
+		case <-ctx.Done():
+			ts.Fatalf("nothing was acknowledged")
+		}
+	}
+	if args[3] == "close" {
+		ts.Check(j.Finish(ctx, "test"))
+		ts.Check(<-shipped) // until all of it is acknowledged
+	}
+	ts.Check(j.Close(ctx, "test"))
+}
+
+// sample writes a vault, the tenant's keyset and another's into a folder.
+func sample(dir string) error {
+	tenant, err := record.NewTenant()
+	if err != nil {
+		return err
+	}
+	public, err := tenant.Public()
+	if err != nil {
+		return err
+	}
+	v := ledgertest.New()
+	g := ledgertest.NewGateway(v, "gw-1", public)
+	g.Begin()
+	g.Now = g.Now.Add(time.Minute)
+	g.Run(ledgertest.Exchange{
+		Session: "k5qf2w", Subject: "alice", Email: "alice@corp.example", Groups: []string{"corp/analysts", "corp/security"},
+		SQL: "SELECT name, total\nFROM `p1.sales.orders`\nWHERE day = @day", Parameters: []byte(`[{"name":"day","parameterValue":{"value":"2026-03-13"}}]`),
+		Request: []byte(`{"query":"SELECT name, total ..."}` + "\n"), Upstream: []byte(`{"query":"SELECT name, total ...","labels":{}}` + "\n"),
+		Response: bytes.Repeat([]byte(`{"f":[{"v":"x"}]},`), 10000), Rows: 10000, Job: &record.Job{Project: "p1", Location: "US", ID: "job_abc"},
+		Provenance: &record.Provenance{Profile: "github", Repository: "corp/etl", Commit: "0123456789abcdef0123456789abcdef01234567", Workflow: "nightly", Run: "77"},
+		Asserted:   record.Asserted{UserAgent: "gl-python/3.12", Agent: "etl-agent", Labels: map[string]string{"team": "sales"}},
+		Headers:    []record.Header{{Name: "content-type", Value: "application/json"}},
+	})
+	g.Cut()
+	g.Now = g.Now.Add(time.Minute)
+	g.Run(ledgertest.Exchange{
+		Session: "zz1", Subject: "mallory\x1b[2J", SQL: "DROP TABLE t -- \x1b]0;owned\x07 \u202egnp.exe\nhidden\rline", Request: []byte("{}"), Response: []byte(`{"error":{"code":403}}`),
+		Deny:    []record.Reason{{Code: "read_only", Message: "DDL is not allowed\x1b[31m"}},
+		Headers: []record.Header{{Name: "x-evil", Value: "a\x1b[2Jb\x9b1m"}},
+	})
+	g.Now = g.Now.Add(time.Minute)
+	g.Run(ledgertest.Exchange{Session: "k5qf2w", Subject: "alice", Email: "alice@corp.example", Method: "bigquery.tabledata.list", Dataset: "sales", Table: "orders", Received: true, Metadata: true, Response: []byte("0123456789")})
+	g.Now = g.Now.Add(time.Minute)
+	g.Start(ledgertest.Exchange{Session: "k5qf2w", Subject: "alice", Email: "alice@corp.example", SQL: "SELECT 2", Request: []byte(`{"query":"SELECT 2"}`)})
+	g.Crash()
+	g.Now = g.Now.Add(time.Hour)
+	g.Begin()
+	g.Heartbeat()
+	g.Now = g.Now.Add(time.Minute)
+	g.Start(ledgertest.Exchange{Session: "k5qf2w", Subject: "alice", Email: "alice@corp.example", SQL: "SELECT 3"})
+	g.Cut()
+	if err := v.Write(filepath.Join(dir, "vault")); err != nil {
+		return err
+	}
+	other, err := record.NewTenant()
+	if err != nil {
+		return err
+	}
+	for _, f := range []struct {
+		name    string
+		private bool
+		of      int
+	}{{"tenant.json", true, 0}, {"tenant.pub.json", false, 0}, {"other.json", true, 1}} {
+		h := tenant
+		if f.of == 1 {
+			h = other
+		}
+		b, err := record.MarshalTenant(h, f.private)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, f.name), b, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
