@@ -313,7 +313,7 @@ func compileError(err error) error {
 		if name, ok := strings.CutPrefix(message, "undefined function "); ok && slices.ContainsFunc(ast.Builtins, func(b *ast.Builtin) bool { return b.Name == name }) {
 			message = fmt.Sprintf("%s is not offered to policies: they decide by input and data alone", name)
 		}
-		if e.Details != nil {
+		if _, drawing := e.Details.(*ast.ParserErrorDetail); e.Details != nil && !drawing {
 			message += ": " + strings.TrimSpace(strings.Join(e.Details.Lines(), " "))
 		}
 		lines = append(lines, fmt.Sprintf("%s: %s", where(e.Location), message))

@@ -181,7 +181,7 @@ func readInteger(at string, v ast.Value) (int64, error) {
 	if err != nil {
 		// ParseFloat first: an exponent of a billion must not reach big.Rat.
 		f, ferr := strconv.ParseFloat(string(n), 64)
-		if ferr != nil || f < 0 || f >= math.MaxInt64 || (f != 0 && f < 1) || len(n) > 64 {
+		if ferr != nil || f < 0 || f >= math.MaxInt64 || (f != 0 && f < 1) || len(n) > 64 || strings.ContainsAny(string(n), "xX_") {
 			return 0, fmt.Errorf("%s is no whole number from 0 to %d", at, int64(math.MaxInt64))
 		}
 		r, ok := new(big.Rat).SetString(string(n))
