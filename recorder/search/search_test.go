@@ -181,6 +181,28 @@ func TestResults(t *testing.T) {
 	}
 }
 
+// TestClosedLater holds that what ended after the time asked for is read, and
+// what cannot matter is not.
+func TestClosedLater(t *testing.T) {
+	v, ids := sample()
+	q := search.Query{Filter: search.Filter{Since: time.Date(2026, 3, 15, 0, 0, 0, 0, time.UTC), Until: time.Date(2026, 3, 15, 23, 0, 0, 0, time.UTC)}}
+	var got []*search.Exchange
+	if _, err := search.Run(context.Background(), config(t, v), q, func(x *search.Exchange) error {
+		got = append(got, x)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != 1 || got[0].ID != ids[3].String() || got[0].Result != record.ResultInterrupted {
+		t.Errorf("got %+v", got)
+	}
+	q.Since, q.Until = q.Since.AddDate(0, 0, -20), q.Since.AddDate(0, 0, -10)
+	stats, err := search.Run(context.Background(), config(t, v), q, func(*search.Exchange) error { return nil })
+	if err != nil || stats.Segments != 0 {
+		t.Errorf("%d segments were read, %v", stats.Segments, err)
+	}
+}
+
 func TestOrderAndLimit(t *testing.T) {
 	v := ledgertest.New()
 	var all []string
