@@ -4,11 +4,19 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -140,12 +148,18 @@ func (u *upstream) take() []*http.Request {
 // start runs Envoy with a processor that answers the request headers by fn.
 func start(t *testing.T, fn func(*extproc.HttpHeaders) *extproc.ProcessingResponse, connections ...envoy.Connection) (e *tools.Envoy, stopProcessor func()) {
 	t.Helper()
-	dir := t.TempDir()
-	socket := filepath.Join(dir, "p.sock")
+	socket := filepath.Join(t.TempDir(), "p.sock")
 	l, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return startWith(t, l, envoy.Processor{Socket: socket}, fn, connections...)
+}
+
+// startWith is start with a processor that listens on l.
+func startWith(t *testing.T, l net.Listener, at envoy.Processor, fn func(*extproc.HttpHeaders) *extproc.ProcessingResponse, connections ...envoy.Connection) (e *tools.Envoy, stopProcessor func()) {
+	t.Helper()
+	dir := t.TempDir()
 	server := grpc.NewServer(grpc.InitialWindowSize(1<<20), grpc.InitialConnWindowSize(8<<20))
 	extproc.RegisterExternalProcessorServer(server, &processor{headers: fn})
 	healthpb.RegisterHealthServer(server, health.NewServer())
@@ -153,7 +167,7 @@ func start(t *testing.T, fn func(*extproc.HttpHeaders) *extproc.ProcessingRespon
 	go func() { defer close(served); _ = server.Serve(l) }()
 	stopProcessor = func() { server.Stop(); <-served }
 	t.Cleanup(stopProcessor)
-	b, err := envoy.Render(envoy.Params{Listen: "127.0.0.1:0", Admin: "127.0.0.1:0", Processor: envoy.Processor{Socket: socket},
+	b, err := envoy.Render(envoy.Params{Listen: "127.0.0.1:0", Admin: "127.0.0.1:0", Processor: at,
 		Connections: connections, AccessLog: filepath.Join(dir, "access.log")})
 	if err != nil {
 		t.Fatal(err)
@@ -452,5 +466,135 @@ func TestContractWithRealEnvoy(t *testing.T) {
 	})
 	if seen := append(one.take(), two.take()...); len(seen) != 0 {
 		t.Errorf("%d requests reached an upstream with the processor dead", len(seen))
+	}
+}
+
+func TestEnvoyAcceptsTheVariants(t *testing.T) {
+	binary := envoyBinary(t)
+	dir := t.TempDir()
+	certificate, key := selfSigned(t, dir)
+	for name, p := range map[string]envoy.Params{
+		"local": {Listen: "127.0.0.1:8443", Admin: "127.0.0.1:9901", AccessLog: "-", Processor: envoy.Processor{Socket: "/run/verbatim/extproc.sock"},
+			Connections: []envoy.Connection{{Name: "emulator", REST: "http://127.0.0.1:9050"}}},
+		"tls": {Listen: "[::1]:443", TLS: &envoy.Certificate{Certificate: certificate, Key: key}, AccessLog: filepath.Join(dir, "log"), TrustedHops: 2,
+			Processor:   envoy.Processor{Address: "localhost:9443", CA: certificate, Certificate: certificate, Key: key, ServerName: "extproc.test"},
+			Connections: []envoy.Connection{{Name: "a", REST: "https://bigquery.googleapis.com"}, {Name: "b", REST: "https://127.0.0.1:8443", CA: certificate}}, Roots: certificate},
+		"bare": {Listen: "127.0.0.1:0", Bare: true, Connections: []envoy.Connection{{Name: "a", REST: "http://localhost:1"}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, err := envoy.Render(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := tools.ValidateEnvoy(t.Context(), binary, b); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	if err := tools.ValidateEnvoy(t.Context(), binary, []byte("static_resources: {listeners: [{}]}")); err == nil {
+		t.Error("a broken bootstrap is accepted")
+	}
+}
+
+// selfSigned writes a certificate for extproc.test, bigquery.test and loopback,
+// which is its own CA.
+func selfSigned(t *testing.T, dir string) (certificate, key string) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		DNSNames: []string{"extproc.test", "localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certificate, key = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	for name, block := range map[string]*pem.Block{certificate: {Type: "CERTIFICATE", Bytes: der}, key: {Type: "PRIVATE KEY", Bytes: pkcs8}} {
+		if err := os.WriteFile(name, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return certificate, key
+}
+
+// TestUpstreamCertificateIsVerified has Envoy reach https upstreams: one whose
+// CA it knows, one that it does not trust, and one with another name.
+func TestUpstreamCertificateIsVerified(t *testing.T) {
+	certificate, key := selfSigned(t, t.TempDir())
+	other, _ := selfSigned(t, t.TempDir())
+	pair, err := tls.LoadX509KeyPair(certificate, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "%s %s %s", r.Proto, r.Host, r.TLS.ServerName)
+	}))
+	u.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
+	u.EnableHTTP2 = true
+	u.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	u.StartTLS()
+	t.Cleanup(u.Close)
+	_, port, _ := net.SplitHostPort(u.Listener.Addr().String())
+	e, _ := start(t, func(h *extproc.HttpHeaders) *extproc.ProcessingResponse {
+		for _, v := range h.Headers.Headers {
+			if v.Key == ":path" {
+				return reply(strings.TrimPrefix(string(v.RawValue), "/")+".rest", true, nil)
+			}
+		}
+		return nil
+	}, envoy.Connection{Name: "good", REST: "https://localhost:" + port, CA: certificate},
+		envoy.Connection{Name: "address", REST: "https://127.0.0.1:" + port, CA: certificate},
+		envoy.Connection{Name: "untrusted", REST: "https://localhost:" + port, CA: other},
+		envoy.Connection{Name: "roots", REST: "https://localhost:" + port},
+		envoy.Connection{Name: "name", REST: "https://127.0.0.2:" + port, CA: certificate})
+	res := request(t, e, "GET", "/good", nil)
+	body, _ := io.ReadAll(res.Body)
+	if string(body) != "HTTP/2.0 localhost:"+port+" localhost" {
+		t.Errorf("%d %s", res.StatusCode, body)
+	}
+	res = request(t, e, "GET", "/address", nil)
+	if body, _ = io.ReadAll(res.Body); string(body) != "HTTP/2.0 127.0.0.1:"+port+" " {
+		t.Errorf("%d %s", res.StatusCode, body)
+	}
+	for _, path := range []string{"/untrusted", "/roots"} {
+		wantError(t, request(t, e, "GET", path, nil), 503, "backendError", "CERTIFICATE_VERIFY_FAILED")
+	}
+	wantError(t, request(t, e, "GET", "/name", nil), 503, "backendError", "")
+}
+
+func TestProcessorByMutualTLS(t *testing.T) {
+	certificate, key := selfSigned(t, t.TempDir())
+	pair, err := tls.LoadX509KeyPair(certificate, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := os.ReadFile(certificate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(ca)
+	u := newUpstream(t, "one")
+	admit := func(*extproc.HttpHeaders) *extproc.ProcessingResponse { return reply("one.rest", true, nil) }
+	for name, want := range map[string]int{"extproc.test": 200, "another.test": 503} {
+		t.Run(name, func(t *testing.T) {
+			l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool, NextProtos: []string{"h2"}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			e, _ := startWith(t, l, envoy.Processor{Address: l.Addr().String(), CA: certificate, Certificate: certificate, Key: key, ServerName: name}, admit, envoy.Connection{Name: "one", REST: u.URL})
+			res := request(t, e, "GET", "/", nil)
+			res.Body.Close()
+			if res.StatusCode != want {
+				t.Errorf("status %d, want %d", res.StatusCode, want)
+			}
+		})
 	}
 }
