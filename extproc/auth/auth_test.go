@@ -937,6 +937,22 @@ func TestSPIFFEBundle(t *testing.T) {
 	}
 }
 
+// Google's documents allow iss without the scheme, and nobody else may do so.
+func TestGoogleWithoutScheme(t *testing.T) {
+	s := serveStatic(t)
+	for profile, want := range map[string]auth.Code{"google": "", "generic": auth.IssuerUnknown} {
+		v := newVerifier(t, auth.Config{Issuers: []auth.IssuerConfig{{Name: "g", URL: "https://accounts.google.com", Profile: profile,
+			Audiences: []string{audience}, JWKSURL: s.url}}}, nil)
+		payload := strings.Replace(s.payload(""), s.url, "accounts.google.com", 1)
+		id, err := v.Verify(t.Context(), forge(t, `{"alg":"RS256","kid":"k1"}`, payload, rs256(t, s.key)))
+		if want != "" {
+			wantCode(t, err, want)
+		} else if err != nil || id.Principal.URL != "https://accounts.google.com" {
+			t.Errorf("%+v, %v", id, err)
+		}
+	}
+}
+
 func TestConfigErrors(t *testing.T) {
 	ok := auth.IssuerConfig{Name: "corp", URL: "https://i.test", Audiences: []string{audience}}
 	edit := func(f func(*auth.IssuerConfig)) []auth.IssuerConfig {

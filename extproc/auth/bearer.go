@@ -163,7 +163,11 @@ func CredentialValue(value string) bool {
 		}
 		i = n + 1
 	}
-	return strings.Contains(value, "1//0") && len(value) >= 40 // a Google refresh token
+	if i := strings.Index(value, "1//0"); i >= 0 {
+		rest := value[i+len("1//0"):]
+		return len(strings.TrimLeftFunc(rest, func(r rune) bool { return r < 0x80 && base64url(byte(r)) }))+30 <= len(rest) // a Google refresh token
+	}
+	return false
 }
 
 func indexFold(s, lower string) int {

@@ -139,6 +139,7 @@ func TestCredentialHeaderAndValue(t *testing.T) {
 	for value, want := range map[string]bool{
 		jws: true, "x" + jws: true, "token is " + jws + "!": true, "Bearer abcdefghijklmnop": true, "x, bearer   abcdefghijklmnop": true,
 		"ya29.a0AfH6SMBabcdefghij": true, "AIzaSyA-abcdefghijklmnopqrstuvwxyz012345": true,
+		"1//0gabcdefghijklmnopqrstuvwxyz0123456789": true, "https://host.test/v1//0/path/to/something": false,
 		"eyJhbGciOiJSUzI1NiJ9": false, "bigquery.googleapis.com": false, "gl-python/3.12.1 grpc/1.60.0 gax/2.15.0": false,
 		"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01": false, "project.dataset.table_with_a_long_name": false, "the bearer of news": false,
 	} {
