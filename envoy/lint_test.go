@@ -208,7 +208,7 @@ func TestLintFindsEachBreach(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, m := range regexp.MustCompile(`(?m)l\.add\([^"\n]*(?:"[^"\n]*"[^",\n]*)?, "([a-z-]+)",|^\t"[a-z_]+": +\{"([a-z-]+)",`).FindAllStringSubmatch(string(source), -1) {
+	for _, m := range regexp.MustCompile(`(?m)l\.add\([^"\n]*(?:"[^"\n]*"[^"\n]*)?, "([a-z-]+)",|^\t"[a-z_]+": +\{"([a-z-]+)",`).FindAllStringSubmatch(string(source), -1) {
 		if rule := m[1] + m[2]; !found[rule] {
 			t.Errorf("no breach of the rule %s is tried", rule)
 		}
