@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"os"
 	"runtime/debug"
 	"slices"
@@ -330,6 +331,9 @@ func stats(address string, j *journal.Journal, srv *server.Server, log *slog.Log
 		w.Header().Set("content-type", "application/json")
 		json.NewEncoder(w).Encode(map[string]any{"open": srv.Open(), "budget": srv.Budget(), "journal": j.Stats()})
 	})
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index) // config takes loopback addresses only
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	hs := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	done := make(chan struct{})
 	go func() {

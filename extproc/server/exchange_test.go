@@ -29,9 +29,14 @@ type tape struct {
 	bodies  map[uint64][]byte
 	auto    bool  // settle at once
 	err     error // that appends get
+	full    bool  // only the reserve has room
 }
 
 func (r *tape) Append(drafts ...record.Draft) *record.Ticket {
+	if r.full && !(drafts[len(drafts)-1].Reserved && drafts[0].Reserved) {
+		r.err = record.ErrFull
+		defer func() { r.err = nil }()
+	}
 	if r.err != nil {
 		tk := record.NewTicket(record.ID{})
 		tk.Settle(r.err)
@@ -423,8 +428,8 @@ func TestJournalFailureLetsNothingOut(t *testing.T) {
 		r.settle(nil)
 		r.do(resHead(false), resBody("a", false), eventLinger{})
 		r.settle(nil)
+		r.tape.full = true
 		r.do(resBody("b", false))
-		r.settle(record.ErrFull)
 		if !strings.HasSuffix(r.tape.kinds(), "| outcome") {
 			t.Errorf("on record %s: the outcome did not use the reserve", r.tape.kinds())
 		}
@@ -432,6 +437,19 @@ func TestJournalFailureLetsNothingOut(t *testing.T) {
 		check(t, "sent", r.shape(), "req, res")
 		if o := r.tape.outcome(t); r.err == nil || o.Verbatim.Result != record.ResultAborted || o.Verbatim.Cause != "journal full" {
 			t.Errorf("err %v, outcome %+v", r.err, o.Verbatim)
+		} else if p := o.Verbatim.Payloads; len(p) != 1 || p[0].Bytes != 1 || p[0].Pieces != 1 {
+			t.Errorf("the outcome counts what is not on record: %+v", p)
+		}
+	})
+	t.Run("full at the response's end", func(t *testing.T) {
+		r := newRig(t, &fakeGate{carries: bigquery.CarriesNone, full: true}, true)
+		r.do(reqHead(true))
+		r.tape.full = true
+		r.do(resHead(false), resBody("abc", true))
+		check(t, "on record", r.tape.kinds(), "intent | response-head response outcome")
+		check(t, "sent", r.shape(), "req, immediate 503")
+		if o := r.tape.outcome(t); o.Verbatim.Result != record.ResultAborted || o.Verbatim.Cause != "journal_full" {
+			t.Errorf("outcome %+v", o.Verbatim)
 		}
 	})
 }

@@ -18,6 +18,14 @@ type lane struct {
 	pending   [][]byte // received, not yet given to the journal
 	waiting   int64    // bytes in pending
 	ended     bool
+	before    *laneSums // before drafts that the journal has not taken yet
+}
+
+// laneSums is what a lane's total is made of.
+type laneSums struct {
+	piece  uint32
+	offset int64
+	sum    hash.Hash
 }
 
 func newLane(d record.Direction) lane { return lane{direction: d, sum: sha256.New()} }
@@ -42,6 +50,9 @@ func (l *lane) take() [][]byte {
 // keep them, none where the lane is not recorded.
 func (l *lane) drafts(base record.Draft, chunks [][]byte) []record.Draft {
 	var out []record.Draft
+	if l.before == nil && len(chunks) > 0 {
+		l.before = &laneSums{l.piece, l.offset, clone(l.sum)}
+	}
 	for _, c := range chunks {
 		l.sum.Write(c)
 		if !l.full {
@@ -59,6 +70,26 @@ func (l *lane) drafts(base record.Draft, chunks [][]byte) []record.Draft {
 		}
 	}
 	return out
+}
+
+// clone copies a SHA-256 of the standard library, which always can.
+func clone(h hash.Hash) hash.Hash {
+	c, err := h.(hash.Cloner).Clone()
+	if err != nil {
+		panic(err) // not foreign bytes: a hash that has no copy is a bug
+	}
+	return c
+}
+
+// taken notes that the journal took the drafts.
+func (l *lane) taken() { l.before = nil }
+
+// refused takes the drafts back that the journal refused: a total counts what
+// is on record.
+func (l *lane) refused() {
+	if l.before != nil {
+		l.piece, l.offset, l.sum, l.before = l.before.piece, l.before.offset, l.before.sum, nil
+	}
 }
 
 // total sums the lane up; it is false for a body that never was.

@@ -1,0 +1,119 @@
+package server
+
+import (
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"verbatim.dev/recorder/record"
+)
+
+// deny answers in BigQuery's place. After the response's head went out nothing
+// can be answered any more: the stream is ended.
+func (x *exchange) deny(r *refusal) {
+	if x.headOut || x.headQueued || x.outcome {
+		x.abort(r.code)
+		return
+	}
+	x.phase, x.linger = phaseClosing, false
+	x.plan.decide(false, r)
+	var drafts []record.Draft
+	result := record.ResultDenied
+	if x.begun {
+		result = record.ResultAborted // the request had gone upstream
+	} else {
+		drafts = x.intentDrafts()
+	}
+	x.status = r.status
+	x.dropUpload()
+	var body []byte
+	head := x.draft()
+	head.Kind, head.Direction, head.Flags = record.KindPayload, record.DirectionResponse, record.FlagHead
+	head.Render = func(id record.ID) ([]byte, error) {
+		return record.Marshal(record.Head{Status: r.status, Headers: r.headers(id.String())})
+	}
+	piece := x.draft()
+	piece.Kind, piece.Direction = record.KindPayload, record.DirectionResponse
+	piece.Render = func(id record.ID) ([]byte, error) {
+		body = r.body(id.String())
+		return body, nil
+	}
+	outcome := x.outcomeDraft(result, r.code)[0]
+	render := outcome.Render
+	down := &x.down
+	outcome.Render = func(id record.ID) ([]byte, error) {
+		// The answer is always kept whole: it is the gateway's own.
+		down.full, down.piece, down.offset = true, 1, int64(len(body))
+		down.sum.Reset()
+		down.sum.Write(body)
+		return render(id)
+	}
+	x.commit(append(drafts, head, piece, outcome), func() {
+		x.send(immediateReply(r, x.id.String()), 0)
+		x.phase = phaseDone
+	})
+}
+
+// abort ends the stream with an error once the outcome is durable, which makes
+// Envoy reset the caller's connection.
+func (x *exchange) abort(cause string) {
+	x.phase, x.linger = phaseClosing, false
+	ended := func() { x.err = status.Error(codes.Aborted, "verbatim: "+cause) }
+	if x.outcome {
+		ended()
+		return
+	}
+	// Bytes that wait for their commit do not go out any more.
+	for i := range x.commits {
+		x.commits[i].then = func() {}
+	}
+	drafts := x.headDrafts()
+	drafts = append(drafts, x.outcomeDraft(record.ResultAborted, cause)...)
+	x.commit(drafts, ended)
+}
+
+// stop ends the exchange from outside: with an answer while one is possible,
+// with a reset otherwise. A nil refusal never answers.
+func (x *exchange) stop(r *refusal, cause string) {
+	switch {
+	case x.phase == phaseDone:
+		return
+	case x.phase == phaseHead || x.plan == nil:
+		x.err = status.Error(codes.Aborted, "verbatim: "+cause)
+	case x.outcome:
+		x.err = status.Error(codes.Aborted, "verbatim: "+cause)
+	case r != nil && x.phase != phaseIntent:
+		x.deny(r)
+	case x.begun:
+		x.abort(cause)
+	default:
+		x.deny(&refusal{status: 400, reason: "invalid", code: "interrupted", by: "body", message: "The request ended early: " + cause + "."})
+	}
+}
+
+// lost takes note that the stream ended: the caller left, the upstream reset,
+// or, after the final reply, all is well.
+func (x *exchange) lost(err error) {
+	if x.phase == phaseDone || x.phase == phaseHead {
+		if x.phase == phaseHead {
+			x.err = status.Error(codes.Canceled, "verbatim: the stream ended before a request came")
+		}
+		return
+	}
+	cause := "client left"
+	if x.resHead != nil && !x.down.ended && x.phase == phaseOpen {
+		cause = "client left or upstream reset"
+	}
+	if x.outcome {
+		// Its last byte may not have gone out: the outcome says delivered to
+		// Envoy, which is all that can be known.
+		x.err = status.Error(codes.Aborted, "verbatim: "+cause)
+		return
+	}
+	if !x.begun {
+		x.plan.decide(false, &refusal{code: "interrupted", by: "body", message: "The caller left before its request was whole."})
+		x.phase = phaseClosing
+		drafts := append(x.intentDrafts(), x.outcomeDraft(record.ResultAborted, cause)...)
+		x.commit(drafts, func() { x.err = status.Error(codes.Aborted, "verbatim: "+cause) })
+		return
+	}
+	x.abort(cause)
+}
