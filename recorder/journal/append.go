@@ -303,7 +303,6 @@ func (j *Journal) seal(e *entry, drafts []draft, keys []*record.DataKey, bodies 
 
 // void fills the entry with heartbeats in place of its records.
 func (j *Journal) void(e *entry, n int, word string) {
-	e.keys = nil
 	// Not Config.Open: the caller may hold the lock that it needs.
 	body, err := record.Marshal(record.Heartbeat{Open: j.exchanges.Load(), Refused: j.refused.Load(), Void: word})
 	if err != nil { // a struct of numbers and a fixed word

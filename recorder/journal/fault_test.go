@@ -175,6 +175,9 @@ func TestFaultAtEveryStep(t *testing.T) {
 		}
 		for mode := failed; mode <= failedTorn; mode++ {
 			for crash := loseAll; crash <= keepSome; crash++ {
+				if crash == keepAll && step%3 != 0 {
+					continue // the mildest
+				}
 				fs := newMemFS()
 				fs.failAt, fs.mode = step, mode
 				if step%2 == 0 {

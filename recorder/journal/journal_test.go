@@ -37,7 +37,7 @@ var tenantPublic = sync.OnceValue(func() *keyset.Handle {
 func testConfig(dir string, fs FS) Config {
 	return Config{
 		Dir: dir, Gateway: "gw-1", Version: "test", Tenant: tenantPublic(), FS: fs,
-		Class: "standard", Retention: map[string]time.Duration{"standard": 24 * time.Hour, "long": 0},
+		Class: "standard", Retention: map[string]time.Duration{"standard": 24 * time.Hour, "short": time.Hour, "long": 0},
 		Limit: 1 << 20, Reserve: 64 << 10, SegmentSize: 8 << 10, CutBytes: 4 << 10, CutInterval: time.Hour, Heartbeat: -1,
 	}
 }
@@ -603,6 +603,9 @@ func TestTailWaitsAndEnds(t *testing.T) {
 func TestTailStartsBehindAcknowledged(t *testing.T) {
 	j := mustOpen(t, testConfig("/j", newMemFS()))
 	old := j.Tail()
+	if _, err := old.Next(testContext(t)); err != nil { // it stands in a segment that is freed
+		t.Fatal(err)
+	}
 	for range 30 {
 		mustAppend(t, j, received(strings.Repeat("x", 1000)))
 	}
@@ -630,7 +633,8 @@ func TestRecoveryCitesAndCloses(t *testing.T) {
 	fs := newMemFS()
 	j := mustOpen(t, testConfig("/j", fs))
 	first := j.Epoch()
-	a := mustAppend(t, j, record.Draft{Kind: record.KindReceived, Session: "s-1", Class: "long", Body: []byte("a")})
+	a := mustAppend(t, j, record.Draft{Kind: record.KindReceived, Session: "s-1", Class: "short", Body: []byte("a")})
+	expiry := time.Now().Add(time.Hour)
 	b := mustAppend(t, j, record.Draft{Kind: record.KindIntent, Session: "s-1", Body: []byte("b")})
 	mustAppend(t, j, outcome(b.Sequence))
 	// Segments that hold the beginning of the open exchange are freed.
@@ -642,16 +646,16 @@ func TestRecoveryCitesAndCloses(t *testing.T) {
 	}
 
 	fs = fs.crash(loseAll, nil)
-	j = mustOpen(t, testConfig("/j", fs))
+	cfg := testConfig("/j", fs)
+	cfg.Retention = map[string]time.Duration{"standard": 24 * time.Hour} // "short" is gone
+	j = mustOpen(t, cfg)
 	second := j.Epoch()
 	if n := j.Stats().Last; n != 2 {
 		t.Errorf("%d records after recovery, want open and one outcome", n)
 	}
 	fs = fs.crash(loseAll, nil) // at once again: nothing is closed twice
 
-	cfg := testConfig("/j", fs)
-	cfg.Retention = map[string]time.Duration{"standard": time.Hour} // "long" is gone
-	j = mustOpen(t, cfg)
+	j = mustOpen(t, testConfig("/j", fs))
 	third := j.Epoch()
 	mustClose(t, j)
 
@@ -663,8 +667,9 @@ func TestRecoveryCitesAndCloses(t *testing.T) {
 		t.Errorf("interrupted outcomes: %v, want one for %s", s.closed, a)
 	}
 	for _, it := range s.items[second] {
-		if it.Frame.Kind == record.KindOutcome && (it.Frame.Class != "long" || it.Frame.Exchange != it.Frame.Sequence) {
-			t.Errorf("outcome of class %q, exchange %d", it.Frame.Class, it.Frame.Exchange)
+		f := it.Frame
+		if f.Kind == record.KindOutcome && (f.Class != "short" || f.Exchange != f.Sequence || f.Expiry.Sub(expiry).Abs() > 10*time.Second) {
+			t.Errorf("outcome of class %q, exchange %d, expiry %v", f.Class, f.Exchange, f.Expiry)
 		}
 	}
 	for e, prev := range map[record.Epoch]record.Epoch{second: first, third: second} {
@@ -731,6 +736,50 @@ func TestRecoveryOfEmptyLastSegment(t *testing.T) {
 	var o record.Open
 	if err := record.Unmarshal(s.plain[record.ID{Epoch: j.Epoch(), Sequence: 1}], &o); err != nil || o.Previous == nil || o.Previous.Sequence != a.Sequence {
 		t.Errorf("open is %+v, %v", o.Previous, err)
+	}
+}
+
+// What recovery repaired is durable before anything of it can be shipped: the
+// same segment must never have two forms.
+func TestRecoveryIsFinal(t *testing.T) {
+	fs := newMemFS()
+	j := mustOpen(t, testConfig("/j", fs))
+	first := j.Epoch()
+	mustAppend(t, j, received("a"))
+	name := j.live.segments[0].name
+	fs = fs.crash(loseAll, nil)
+	whole := append([]byte(nil), fs.names[name].data...)
+	tail := bytes.TrimRight(whole, "\x00")
+	fs.names[name].data = append(tail[:len(tail):len(tail)], strings.Repeat("torn write ", 30)...)
+
+	j = mustOpen(t, testConfig("/j", fs))
+	read := j.Tail()
+	var shipped [][]byte
+	for {
+		it, err := read.Next(testContext(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if it.Epoch != first {
+			break
+		}
+		shipped = append(shipped, it.Frame.Raw())
+	}
+	if all := bytes.Join(shipped, nil); !bytes.Equal(all, fs.names[name].data) || !bytes.HasPrefix(all, tail) || len(all) != len(tail)+105 {
+		t.Errorf("the segment has %d bytes, of which %d were shipped, and had %d", len(fs.names[name].data), len(all), len(tail))
+	}
+	fs = fs.crash(loseAll, nil)
+	j = mustOpen(t, testConfig("/j", fs))
+	mustClose(t, j)
+	s := drain(t, j)
+	for i, it := range s.items[first] {
+		if !bytes.Equal(it.Frame.Raw(), shipped[i]) {
+			t.Errorf("frame %d (%s) has another form after a second crash", i, it.Frame.Kind)
+		}
+	}
+	var o record.Open
+	if err := record.Unmarshal(s.plain[record.ID{Epoch: s.epochs[1], Sequence: 1}], &o); err != nil || o.Previous == nil || o.Previous.Truncated != int64(len("torn write ")*30) {
+		t.Errorf("open cites %+v, %v", o.Previous, err)
 	}
 }
 
@@ -823,6 +872,9 @@ func TestConcurrentAppends(t *testing.T) {
 				for d := range drafts {
 					body := fmt.Sprintf("%d/%d/%d%s", w, i, d, strings.Repeat(".", rnd.IntN(3000)))
 					drafts[d] = record.Draft{Kind: record.KindIntent, Session: fmt.Sprint(rnd.IntN(20)), Body: []byte(body)}
+					if rnd.IntN(2) == 0 {
+						drafts[d].Render = func(record.ID) ([]byte, error) { return []byte(body), nil }
+					}
 				}
 				k := j.Append(drafts...)
 				if err := k.Wait(testContext(t)); err != nil {
