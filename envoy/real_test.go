@@ -437,8 +437,15 @@ func TestContractWithRealEnvoy(t *testing.T) {
 	t.Run("no host", func(t *testing.T) {
 		wantError(t, raw(t, e, "GET /one HTTP/1.1\r\n\r\n"), 400, "invalid", "missing_host_header")
 	})
+	t.Run("a token of 100 KB reaches the processor", func(t *testing.T) {
+		res := request(t, e, "GET", "/one", nil, "Authorization", "Bearer "+strings.Repeat("x", 100<<10))
+		res.Body.Close()
+		if n := len(one.take()); res.StatusCode != 200 || n != 1 {
+			t.Errorf("status %d, %d requests", res.StatusCode, n)
+		}
+	})
 	t.Run("headers too large", func(t *testing.T) {
-		refused(t, e, "GET /one HTTP/1.1\r\nHost: a\r\nX-Big: "+strings.Repeat("x", 100<<10)+"\r\n\r\n")
+		refused(t, e, "GET /one HTTP/1.1\r\nHost: a\r\nX-Big: "+strings.Repeat("x", 200<<10)+"\r\n\r\n")
 	})
 	if seen := append(one.take(), two.take()...); len(seen) != 0 {
 		t.Errorf("%d refused requests reached an upstream", len(seen))
