@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"bytes"
 	"encoding/base64"
 	"fmt"
 	"strings"
@@ -198,23 +199,20 @@ func credentialRun(run string) bool {
 	}
 }
 
-// joseHeader looks at each place of part where an encoded object may begin, for text
-// may be glued before it.
+// joseHeader reports whether an encoded object with alg in it begins anywhere in part,
+// for text may be glued before it. It is linear in part: one decoding for each
+// alignment.
 func joseHeader(part string) bool {
-	const window = 1024 // bounds the work on hostile values
-	for i := 0; i+4 <= len(part); i++ {
-		if part[i] != 'e' {
-			continue // '{' is 0x7b: it begins with 'e'
+	for shift := range min(4, len(part)) {
+		aligned := part[shift:]
+		if len(aligned)%4 == 1 {
+			aligned = aligned[:len(aligned)-1]
 		}
-		b, err := base64.RawURLEncoding.DecodeString(part[i : i+4])
-		if err != nil || b[0] != '{' || strings.IndexByte("\" \t\r\n", b[1]) < 0 {
+		b, err := base64.RawURLEncoding.DecodeString(aligned)
+		if err != nil {
 			continue
 		}
-		end := min(len(part), i+window)
-		if (end-i)%4 == 1 {
-			end--
-		}
-		if b, err = base64.RawURLEncoding.DecodeString(part[i:end]); err == nil && strings.Contains(string(b), `"alg"`) {
+		if i := bytes.IndexByte(b, '{'); i >= 0 && bytes.Contains(b[i:], []byte(`"alg"`)) {
 			return true
 		}
 	}
