@@ -17,8 +17,9 @@ import (
 )
 
 const (
-	maxFile   = 1 << 20
-	maxDepth  = 32
+	maxFile   = 128 << 10
+	maxDepth  = 32  // of brackets, and of list items begun in one line
+	maxIndent = 128 // columns; a level takes one at least
 	maxErrors = 20
 )
 
@@ -188,7 +189,7 @@ func (d *decoder) plain(tokens token.Tokens) bool {
 		case token.SequenceEntryType:
 			items++
 		}
-		if what == "" && (depth > maxDepth || items > maxDepth || t.Position.IndentLevel > maxDepth || t.Position.Column > 1<<16) {
+		if what == "" && (depth > maxDepth || items > maxDepth || t.Position.IndentNum > maxIndent) {
 			what = "this is nested too deep: no key is"
 		}
 		if what != "" {

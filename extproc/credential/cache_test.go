@@ -237,6 +237,23 @@ func TestCacheIsBoundedAndLetsIdleCallersGo(t *testing.T) {
 	})
 }
 
+// A caller that asks a second time is in use, with nothing else to wake the owner.
+func TestCacheSecondUseBringsARefresh(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{life: time.Hour}
+		c := newTestCache(t, s, true, 3)
+		want(t, c, "a", "a-1")
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		want(t, c, "a", "a-1")
+		time.Sleep(time.Hour - lead - 30*time.Second)
+		synctest.Wait()
+		if n := s.count("a"); n != 2 {
+			t.Fatalf("%d fetches; want a refresh ahead of the expiry", n)
+		}
+	})
+}
+
 func TestCacheDeadlineAndClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &script{life: time.Hour, takes: time.Minute}

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -271,8 +272,10 @@ func metadataReply(r request) (int, http.Header, string) {
 func TestMetadata(t *testing.T) {
 	server := newFake(t, metadataReply)
 	env := func(string) string { return strings.TrimPrefix(server.URL, "http://") }
-	t.Setenv("HTTP_PROXY", "http://127.0.0.1:1") // must not be asked
 	s := open(t, Config{Kind: KindMetadata}, Deps{Getenv: env})
+	if s.(*single).wire.client.Transport.(*http.Transport).Proxy != nil {
+		t.Fatal("the metadata server is asked through a proxy")
+	}
 	take(t, s, Caller{}, "vm-token", "metadata:vm@p1.iam.gserviceaccount.com")
 	got := server.requests()
 	last := got[len(got)-1]
@@ -603,6 +606,17 @@ func TestTokenFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	take(t, s, Caller{}, "four", "token_file:token")
+	// Only its time says that it is another.
+	for i, text := range []string{"five", "nine"} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		at := old.Add(time.Duration(i) * time.Minute)
+		if err := os.Chtimes(file, at, at); err != nil {
+			t.Fatal(err)
+		}
+		take(t, s, Caller{}, text, "token_file:token")
+	}
 	for name, text := range map[string]string{
 		"expired":   `{"access_token":"` + canary + `","expiry":"2001-01-01T00:00:00Z"}`,
 		"soon":      `{"access_token":"` + canary + `","expiry":"` + time.Now().Add(margin-time.Second).UTC().Format(time.RFC3339) + `"}`,
@@ -636,6 +650,20 @@ func TestTokenFile(t *testing.T) {
 // or the log.
 func TestNoSecretInErrors(t *testing.T) {
 	t.Setenv("GOOGLE_SDK_GO_LOGGING_LEVEL", "debug")
+	// What a library prints by itself would go here.
+	printed, err := os.Create(filepath.Join(t.TempDir(), "printed"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, stderr := os.Stdout, os.Stderr
+	os.Stdout, os.Stderr = printed, printed
+	defer func() {
+		os.Stdout, os.Stderr = stdout, stderr
+		_ = printed.Close()
+		if b, err := os.ReadFile(printed.Name()); err != nil || bytes.Contains(b, []byte("CANARY")) || bytes.Contains(b, []byte("eyJ")) {
+			t.Errorf("a library logged secrets (%d bytes), %v", len(b), err)
+		}
+	}()
 	server := newFake(t, nil)
 	sources := map[string]Config{
 		"service account": {Kind: KindServiceAccountKey, File: write(t, "k.json", keyJSON(t, server.URL))},
@@ -685,6 +713,44 @@ func TestNoSecretInErrors(t *testing.T) {
 					t.Errorf("%v; want %q", err, r.want)
 				}
 			})
+		}
+	}
+}
+
+// A client that is handed in follows no redirects either.
+func TestRedirectsAreNotFollowed(t *testing.T) {
+	other := newFake(t, granting("stolen"))
+	sts := newFake(t, func(request) (int, http.Header, string) { return 307, http.Header{"Location": {other.URL}}, "" })
+	s := open(t, federationConfig(t, sts.URL), Deps{Client: &http.Client{}})
+	if _, err := s.Token(t.Context(), caller("alice")); err == nil || len(other.requests()) != 0 {
+		t.Fatalf("%v, %d requests at the redirect's target", err, len(other.requests()))
+	}
+}
+
+// Go's HTTP client quotes a broken answer in its error.
+func TestBrokenHTTPIsNotQuoted(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Read(make([]byte, 4096))
+			_, _ = io.WriteString(c, canary+"\r\n\r\n")
+			_ = c.Close()
+		}
+	}()
+	for kind, c := range map[string]Config{
+		"federation":      federationConfig(t, "http://"+l.Addr().String()),
+		"service account": {Kind: KindServiceAccountKey, File: write(t, "k.json", keyJSON(t, "http://"+l.Addr().String()))},
+	} {
+		if err := open(t, c, Deps{}).Check(t.Context()); err == nil || strings.Contains(err.Error(), "CANARY") {
+			t.Errorf("%s: %v", kind, err)
 		}
 	}
 }
