@@ -50,3 +50,25 @@ func BenchmarkAppend(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkDatasync is the disk's own share: one write of 4 KB and its sync.
+func BenchmarkDatasync(b *testing.B) {
+	f, err := osFS{}.Create(b.TempDir()+"/f", 64<<20)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Datasync(); err != nil {
+		b.Fatal(err)
+	}
+	body := make([]byte, 4096)
+	b.ResetTimer()
+	for i := range b.N {
+		if _, err := f.WriteAt(body, int64(i*4096)%(64<<20)); err != nil {
+			b.Fatal(err)
+		}
+		if err := f.Datasync(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
