@@ -1,0 +1,40 @@
+// Package conformance names every assumption that the code makes about Google's
+// services and that cannot be tried without them. Each is a case with a name;
+// `make conformance` runs the cases against a real project. Until a case has
+// passed there, the README lists it as unproven, and the code denies where the
+// assumption fails.
+package conformance
+
+// Case is one assumption.
+type Case struct {
+	Name string
+	// Assumption is a sentence that can be true or false.
+	Assumption string
+	// Where is the code that rests on it.
+	Where string
+	// Otherwise is what happens where it does not hold.
+	Otherwise string
+}
+
+// Cases are all assumptions, in the order in which an exchange meets them.
+var Cases = []Case{
+	{"chunked-request", "BigQuery's REST API takes a JSON body without content-length, in chunks.", "envoy, extproc/server", "every request fails with an error of BigQuery's"},
+	{"identity-encoding", "With accept-encoding: identity BigQuery answers without content-encoding.", "extproc/server", "the response is refused (502 response_encoded)"},
+	{"standard-sql-forced", "useLegacySql false in the body makes a #standardSQL query of it, and its absence would mean legacy SQL.", "extproc/bigquery", "the dry run of the case shows it"},
+	{"labels-on-query", "Labels of jobs.query stand on the job that jobs.get returns.", "extproc/server (ownership)", "polls on another replica are denied (not_owner)"},
+	{"labels-on-insert", "Labels of jobs.insert stand on the job that jobs.get returns, for query and load jobs.", "extproc/server (ownership)", "polls on another replica are denied (not_owner)"},
+	{"labels-by-fields", "jobs.get?fields=configuration(labels) returns the labels.", "extproc/server (ownership)", "polls on another replica are denied (not_owner)"},
+	{"label-limits", "A label value may be 63 characters of [a-z0-9_-]; 52 of lower-case base32 fit.", "extproc/server", "queries fail with an error of BigQuery's"},
+	{"maximum-bytes-billed", "maximumBytesBilled below a query's need fails the query before it is billed.", "policy, extproc/bigquery", "a limit of the policy has no effect"},
+	{"request-id", "A jobs.query that repeats a requestId is answered with the first one's job; 52 characters are accepted.", "extproc/server", "a client's retry runs its query twice"},
+	{"job-creation-required", "jobCreationMode JOB_CREATION_REQUIRED makes a job where OPTIONAL was asked for.", "extproc/server", "an answer names no job, and its pages are denied"},
+	{"resumable-location", "The Location of a resumable upload points to the upstream's own host, path /upload/bigquery/v2/projects/P/jobs or its /resumable form, with upload_id.", "extproc/bigquery (RewriteLocation)", "the upload is refused (502 location_foreign)"},
+	{"multipart-framing", "A multipart upload whose first part was written anew loads the same rows.", "extproc/bigquery (Part)", "loads fail with an error of BigQuery's"},
+	{"cancel", "jobs.cancel with the job's location cancels a running query.", "extproc/server (kill switch)", "the job of a revoked caller runs on; the record says so"},
+	{"error-envelope", "Errors of the REST API have error.code, message, errors[].reason and status.", "extproc/bigquery (Scanner)", "the record lacks the error's text"},
+	{"integers-as-strings", "int64 fields of answers (totalRows, totalBytesProcessed) are JSON strings or numbers.", "extproc/bigquery (Scanner)", "the record lacks these numbers"},
+	{"adc-token", "Application Default Credentials give a token for the scope bigquery.", "extproc/credential", "every request is denied (credential_unavailable)"},
+	{"impersonation", "The IAM Credentials API issues a token of a target service account for a caller with roles/iam.serviceAccountTokenCreator.", "extproc/credential", "every request is denied (credential_unavailable)"},
+	{"federation", "Google's STS takes an assertion of the gateway's own issuer for the pool's provider, and no token of the callers' issuers.", "extproc/credential", "every request is denied (credential_unavailable)"},
+	{"metadata-server", "The metadata server gives a token with expires_in for the default service account.", "extproc/credential", "every request is denied (credential_unavailable)"},
+}

@@ -1,0 +1,327 @@
+//go:build conformance
+
+package conformance
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"verbatim.dev/extproc/bigquery"
+	"verbatim.dev/extproc/credential"
+	"verbatim.dev/recorder/record"
+)
+
+// google is the real BigQuery.
+type google struct {
+	t       *testing.T
+	project string
+	dataset string
+	token   string
+}
+
+const host = "https://bigquery.googleapis.com"
+
+// env returns a variable's value, or skips the test with what to set.
+func env(t *testing.T, name, what string) string {
+	t.Helper()
+	v := os.Getenv(name)
+	if v == "" {
+		t.Skipf("set %s: %s", name, what)
+	}
+	return v
+}
+
+func token(t *testing.T, c credential.Config, caller credential.Caller) string {
+	t.Helper()
+	s, err := credential.New(c, credential.Deps{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	tk, err := s.Token(ctx, caller)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tk.Value
+}
+
+func real(t *testing.T) *google {
+	t.Helper()
+	return &google{
+		t: t, project: env(t, "CONFORMANCE_PROJECT", "a Google Cloud project in which the caller of Application Default Credentials may run jobs"),
+		dataset: os.Getenv("CONFORMANCE_DATASET"),
+		token:   token(t, credential.Config{Kind: credential.KindADC}, credential.Caller{}),
+	}
+}
+
+type answer struct {
+	status int
+	header http.Header
+	body   []byte
+}
+
+func (a answer) json(t *testing.T) map[string]any {
+	t.Helper()
+	var m map[string]any
+	if err := json.Unmarshal(a.body, &m); err != nil {
+		t.Fatalf("status %d: %v: %.300s", a.status, err, a.body)
+	}
+	return m
+}
+
+// do sends a request as Envoy sends it: chunked, with accept-encoding identity.
+func (g *google) do(method, path string, body []byte, header ...string) answer {
+	g.t.Helper()
+	var r io.Reader
+	if body != nil {
+		r = io.NopCloser(bytes.NewReader(body)) // hides the length: chunked
+	}
+	req, err := http.NewRequestWithContext(g.t.Context(), method, host+path, r)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+g.token)
+	req.Header.Set("Accept-Encoding", "identity")
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	for i := 0; i+1 < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	c := http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	res, err := c.Do(req)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return answer{res.StatusCode, res.Header, b}
+}
+
+func (g *google) query(fields map[string]any) answer {
+	g.t.Helper()
+	b, err := json.Marshal(fields)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return g.do("POST", "/bigquery/v2/projects/"+g.project+"/queries", b)
+}
+
+// job returns the reference and location of the job in an answer.
+func (g *google) job(a answer) (id, location string) {
+	g.t.Helper()
+	ref, _ := a.json(g.t)["jobReference"].(map[string]any)
+	if ref == nil {
+		g.t.Fatalf("status %d, no jobReference: %.300s", a.status, a.body)
+	}
+	location, _ = ref["location"].(string)
+	return ref["jobId"].(string), location
+}
+
+func (g *google) jobGet(id, location, fields string) map[string]any {
+	g.t.Helper()
+	a := g.do("GET", "/bigquery/v2/projects/"+g.project+"/jobs/"+id+"?location="+location+fields, nil)
+	if a.status != 200 {
+		g.t.Fatalf("jobs.get: status %d: %.300s", a.status, a.body)
+	}
+	return a.json(g.t)
+}
+
+func labels(job map[string]any) map[string]any {
+	c, _ := job["configuration"].(map[string]any)
+	l, _ := c["labels"].(map[string]any)
+	return l
+}
+
+func unique() string { return fmt.Sprintf("verbatim_conformance_%d", time.Now().UnixNano()) }
+
+const longLabel = "abcdefghijklmnopqrstuvwxyz234567abcdefghijklmnopqrst" // 52 characters
+
+var tests = map[string]func(t *testing.T){
+	"chunked-request": func(t *testing.T) {
+		if a := real(t).query(map[string]any{"query": "SELECT 1", "useLegacySql": false}); a.status != 200 {
+			t.Errorf("status %d: %.300s", a.status, a.body)
+		}
+	},
+	"identity-encoding": func(t *testing.T) {
+		a := real(t).query(map[string]any{"query": "SELECT REPEAT('x', 100000)", "useLegacySql": false})
+		if e := a.header.Get("Content-Encoding"); e != "" {
+			t.Errorf("content-encoding %q", e)
+		}
+	},
+	"standard-sql-forced": func(t *testing.T) {
+		g := real(t)
+		if a := g.query(map[string]any{"query": "SELECT x FROM UNNEST([1]) AS x", "useLegacySql": false, "dryRun": true}); a.status != 200 {
+			t.Errorf("standard SQL: status %d: %.300s", a.status, a.body)
+		}
+		if a := g.query(map[string]any{"query": "SELECT x FROM UNNEST([1]) AS x", "dryRun": true}); a.status == 200 {
+			t.Error("useLegacySql is no longer true by default")
+		}
+	},
+	"labels-on-query": func(t *testing.T) {
+		g := real(t)
+		id, loc := g.job(g.query(map[string]any{"query": "SELECT 1", "useLegacySql": false, "useQueryCache": false, "jobCreationMode": "JOB_CREATION_REQUIRED", "labels": map[string]string{"verbatim_owner": longLabel}}))
+		if got := labels(g.jobGet(id, loc, ""))["verbatim_owner"]; got != longLabel {
+			t.Errorf("label %v", got)
+		}
+	},
+	"labels-on-insert": func(t *testing.T) {
+		g := real(t)
+		body := fmt.Sprintf(`{"configuration":{"labels":{"verbatim_owner":%q},"query":{"query":"SELECT 1","useLegacySql":false}}}`, longLabel)
+		id, loc := g.job(g.do("POST", "/bigquery/v2/projects/"+g.project+"/jobs", []byte(body)))
+		if got := labels(g.jobGet(id, loc, ""))["verbatim_owner"]; got != longLabel {
+			t.Errorf("label %v", got)
+		}
+	},
+	"labels-by-fields": func(t *testing.T) {
+		g := real(t)
+		id, loc := g.job(g.query(map[string]any{"query": "SELECT 1", "useLegacySql": false, "jobCreationMode": "JOB_CREATION_REQUIRED", "labels": map[string]string{"verbatim_owner": longLabel}}))
+		if got := labels(g.jobGet(id, loc, "&fields=configuration(labels)"))["verbatim_owner"]; got != longLabel {
+			t.Errorf("label %v", got)
+		}
+	},
+	"label-limits": func(t *testing.T) {
+		if a := real(t).query(map[string]any{"query": "SELECT 1", "useLegacySql": false, "labels": map[string]string{"verbatim_session": longLabel + "01234567890"}}); a.status != 200 {
+			t.Errorf("63 characters: status %d: %.300s", a.status, a.body)
+		}
+	},
+	"maximum-bytes-billed": func(t *testing.T) {
+		g := real(t)
+		table := env(t, "CONFORMANCE_TABLE", "PROJECT.DATASET.TABLE of more than 10 MB that may be read")
+		a := g.query(map[string]any{"query": "SELECT * FROM `" + table + "`", "useLegacySql": false, "useQueryCache": false, "maximumBytesBilled": "1"})
+		if a.status == 200 || !strings.Contains(string(a.body), "bytesBilledLimitExceeded") && !strings.Contains(string(a.body), "bytes billed") {
+			t.Errorf("status %d: %.300s", a.status, a.body)
+		}
+	},
+	"request-id": func(t *testing.T) {
+		g := real(t)
+		rid := (unique() + longLabel)[:52]
+		q := map[string]any{"query": "SELECT RAND()", "useLegacySql": false, "requestId": rid, "jobCreationMode": "JOB_CREATION_REQUIRED"}
+		first, _ := g.job(g.query(q))
+		if second, _ := g.job(g.query(q)); first != second {
+			t.Errorf("jobs %s and %s", first, second)
+		}
+	},
+	"job-creation-required": func(t *testing.T) {
+		g := real(t)
+		g.job(g.query(map[string]any{"query": "SELECT 1", "useLegacySql": false, "jobCreationMode": "JOB_CREATION_REQUIRED"}))
+	},
+	"resumable-location": func(t *testing.T) {
+		g := real(t)
+		a := g.do("POST", "/upload/bigquery/v2/projects/"+g.project+"/jobs?uploadType=resumable", g.load(), "X-Upload-Content-Type", "*/*")
+		to, id, err := bigquery.RewriteLocation(host, "https://gateway.example", a.header.Get("Location"))
+		if a.status != 200 || err != nil || id == "" || !strings.HasPrefix(to, "https://gateway.example/") {
+			t.Errorf("status %d, rewritten %q, id %q, error %v", a.status, to, id, err)
+		}
+	},
+	"multipart-framing": func(t *testing.T) {
+		g := real(t)
+		p, err := bigquery.NewPart(`multipart/related; boundary="bb"`, 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		media := "--bb\r\nContent-Type: application/json\r\n\r\n" + string(g.load()) + "\r\n--bb\r\nContent-Type: application/octet-stream\r\n\r\n{\"x\": 1}\n{\"x\": 2}\n\r\n--bb--\r\n"
+		if done, err := p.Write([]byte(media)); err != nil || !done {
+			t.Fatalf("done %v, error %v", done, err)
+		}
+		a := g.do("POST", "/upload/bigquery/v2/projects/"+g.project+"/jobs?uploadType=multipart", p.Replace(p.JSON()), "Content-Type", p.UpstreamContentType())
+		id, loc := g.job(a)
+		for range 60 {
+			job := g.jobGet(id, loc, "")
+			if job["status"].(map[string]any)["state"] == "DONE" {
+				if stats, _ := job["statistics"].(map[string]any)["load"].(map[string]any); fmt.Sprint(stats["outputRows"]) != "2" {
+					t.Errorf("the job loaded %v rows: %v", stats["outputRows"], job["status"])
+				}
+				return
+			}
+			time.Sleep(time.Second)
+		}
+		t.Error("the load job does not end")
+	},
+	"cancel": func(t *testing.T) {
+		g := real(t)
+		body := `{"configuration":{"query":{"query":"SELECT COUNT(*) FROM UNNEST(GENERATE_ARRAY(1,1000000)) a, UNNEST(GENERATE_ARRAY(1,100000)) b","useLegacySql":false,"useQueryCache":false}}}`
+		id, loc := g.job(g.do("POST", "/bigquery/v2/projects/"+g.project+"/jobs", []byte(body)))
+		if a := g.do("POST", "/bigquery/v2/projects/"+g.project+"/jobs/"+id+"/cancel?location="+loc, nil); a.status != 200 {
+			t.Fatalf("status %d: %.300s", a.status, a.body)
+		}
+		for range 60 {
+			status := g.jobGet(id, loc, "")["status"].(map[string]any)
+			if status["state"] == "DONE" {
+				if !strings.Contains(fmt.Sprint(status["errorResult"]), "stopped") {
+					t.Errorf("errorResult %v", status["errorResult"])
+				}
+				return
+			}
+			time.Sleep(time.Second)
+		}
+		t.Error("the job does not end")
+	},
+	"error-envelope": func(t *testing.T) {
+		a := real(t).query(map[string]any{"query": "SELEC 1", "useLegacySql": false})
+		var s bigquery.Scanner
+		s.Write(a.body)
+		f := s.Facts()
+		if a.status != 400 || f.ErrorCode != 400 || f.ErrorText() == "" || len(f.Errors) == 0 || f.Errors[0].Reason != "invalidQuery" {
+			t.Errorf("status %d, facts %+v", a.status, f)
+		}
+	},
+	"integers-as-strings": func(t *testing.T) {
+		a := real(t).query(map[string]any{"query": "SELECT 1", "useLegacySql": false})
+		var s bigquery.Scanner
+		s.Write(a.body)
+		if f := s.Facts(); f.TotalRows == nil || *f.TotalRows != 1 || f.Processed == nil || f.Rows != 1 {
+			t.Errorf("facts %+v", f)
+		}
+	},
+	"adc-token": func(t *testing.T) { real(t) },
+	"impersonation": func(t *testing.T) {
+		target := env(t, "CONFORMANCE_TARGET", "a service account that the caller may impersonate")
+		token(t, credential.Config{Kind: credential.KindImpersonation, Source: &credential.Config{Kind: credential.KindADC}, Target: target}, credential.Caller{})
+	},
+	"federation": func(t *testing.T) {
+		c := credential.Config{Kind: credential.KindFederation,
+			Issuer:     env(t, "CONFORMANCE_ISSUER", "the gateway's issuer URL, published with the key's JWKS"),
+			SigningKey: env(t, "CONFORMANCE_SIGNING_KEY", "PEM file of its key"),
+			Audience:   env(t, "CONFORMANCE_AUDIENCE", "//iam.googleapis.com/projects/N/locations/global/workloadIdentityPools/POOL/providers/PROVIDER")}
+		token(t, c, credential.Caller{Session: "conformance", Principal: record.Principal{Issuer: "test", Subject: "conformance"}})
+	},
+	"metadata-server": func(t *testing.T) {
+		env(t, "CONFORMANCE_ON_GCE", "1 where this runs on Google Cloud")
+		token(t, credential.Config{Kind: credential.KindMetadata}, credential.Caller{})
+	},
+}
+
+// load is a load job's JSON, into a table of its own.
+func (g *google) load() []byte {
+	dataset := env(g.t, "CONFORMANCE_DATASET", "a dataset of the project that tables may be loaded into")
+	return []byte(fmt.Sprintf(`{"configuration":{"labels":{"verbatim_owner":%q},"load":{"destinationTable":{"projectId":%q,"datasetId":%q,"tableId":%q},"sourceFormat":"NEWLINE_DELIMITED_JSON","autodetect":true}}}`,
+		longLabel, g.project, dataset, unique()))
+}
+
+func TestGoogle(t *testing.T) {
+	for _, c := range Cases {
+		t.Run(c.Name, func(t *testing.T) {
+			run := tests[c.Name]
+			if run == nil {
+				t.Fatal("no test")
+			}
+			t.Log(c.Assumption)
+			run(t)
+		})
+	}
+}
+
