@@ -144,7 +144,7 @@ test_findings if {
 test_prepared if {
 	p := prepare.grant with data.grants as {"g": object.remove(good, ["expires"])}
 	p.g == {
-		"match": {}, "connections": {"main": true}, "projects": {"acme": true},
+		"match": {}, "connections": {"main": true}, "projects": {"": true, "acme": true},
 		"datasets": {"": true, "*": true}, "level": 2, "maximum_bytes_billed": 1000, "expires_ns": 9223372036854775807, "statements": {"CALL": true},
 		"labels": {"team": "x", "verbatim_grant": "g"}, "extra": {"credential": "c", "retention": "r"},
 	}
@@ -152,8 +152,10 @@ test_prepared if {
 
 test_index if {
 	narrower := {"g": changed({"match": {"namespace": "n"}}), "h": good}
-	i := prepare.index with data.grants as narrower
-	i == {"corp": {"group": {"corp/analysts": ["g", "h"]}}}
+	plain := prepare.plain with data.grants as narrower
+	plain == {"corp": {"group": {"corp/analysts": ["h"]}}}
+	narrowed := prepare.narrowed with data.grants as narrower
+	narrowed == {"corp": {"group": {"corp/analysts": ["g"]}}}
 	p := prepare.grant with data.grants as narrower
 	p.g.match == {"namespace": "n"}
 }

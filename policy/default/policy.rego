@@ -58,26 +58,31 @@ terms(grant) := object.union(
 )
 
 # Of the grants that allow the request, the one with the highest limit; of
-# these the first by name.
-chosen := [name | some name in allowing; prepare.grant[name].maximum_bytes_billed == highest][0]
+# these the last by name.
+chosen := max({[prepare.grant[name].maximum_bytes_billed, name] | some name in allowing})[1]
 
-highest := max({prepare.grant[name].maximum_bytes_billed | some name in allowing})
+allowing := covering if count(needed_statements) == 0
 
-# A grant allows what it covers, said in its own words and not as the lack of a
+allowing := {name | some name in covering; count(missing(prepare.grant[name])) == 0} if count(needed_statements) > 0
+
+# A grant covers the request, said in its own words and not as the lack of a
 # refusal: something undefined must not allow.
-allowing contains name if {
+covering contains name if {
 	not barred
 	sound
+	all_grants := prepare.grant
 	some name in candidates
-	grant := prepare.grant[name]
-	grant.level >= needed
+	grant := all_grants[name]
 	some d in wanted_datasets
 	grant.datasets[d]
+	grant.level >= needed
+	now < grant.expires_ns
 	some c in wanted_connections
 	grant.connections[c]
-	projects_listed(grant)
-	now < grant.expires_ns
-	count(missing(grant)) == 0
+	some p in wanted_projects
+	grant.projects[p]
+	some q in wanted_destinations
+	grant.projects[q]
 }
 
 reasons := [barred]
@@ -104,22 +109,35 @@ no_grant := reason("no_grant", sprintf(
 
 # Who: grants that are for this caller.
 
+plain := prepare.plain[input.caller.issuer]
+
+narrowed := prepare.narrowed[input.caller.issuer]
+
 candidates contains name if {
-	some fact, value in facts
-	some name in prepare.index[input.caller.issuer][fact][value]
-	matches(prepare.grant[name].match)
+	some fact, by_value in plain
+	some name in by_value[facts[fact]]
 }
 
 candidates contains name if {
+	by_group := plain.group
 	some group in input.caller.groups
-	some name in prepare.index[input.caller.issuer].group[group]
+	some name in by_group[group]
+}
+
+candidates contains name if {
+	some fact, by_value in narrowed
+	some name in by_value[facts[fact]]
 	matches(prepare.grant[name].match)
 }
 
-matches(match) if match == {}
+candidates contains name if {
+	by_group := narrowed.group
+	some group in input.caller.groups
+	some name in by_group[group]
+	matches(prepare.grant[name].match)
+}
 
 matches(match) if {
-	match != {}
 	every fact, value in match {
 		holds(fact, value)
 	}
@@ -370,18 +388,22 @@ datasets_listed(grant) if {
 	grant.datasets[name]
 }
 
-# All of these have to be in the grant's list.
-wanted_projects contains input.request.project if method != "bigquery.projects.list"
+wanted_projects := ["*", input.request.project] if input.request.project != ""
 
-wanted_projects contains destination[0] if destination[1] != ""
+# projects.list names no project: it is the connection's to answer.
+wanted_projects := [""] if {
+	method == "bigquery.projects.list"
+	input.request.project == ""
+}
 
-projects_listed(grant) if grant.projects["*"]
+# The project of the destination, which may be another.
+wanted_destinations := ["*", destination[0]]
 
 projects_listed(grant) if {
-	not grant.projects["*"]
-	every project in wanted_projects {
-		grant.projects[project]
-	}
+	some p in wanted_projects
+	grant.projects[p]
+	some q in wanted_destinations
+	grant.projects[q]
 }
 
 reason(code, message) := {"code": code, "message": message}

@@ -169,6 +169,24 @@ test_subject_and_group if {
 	e.allow == false
 }
 
+test_group_and_more if {
+	g := {"main": object.union(grants.analysts, {"match": {"ref": "refs/heads/main"}})}
+	here := object.union(base, {"provenance": {"ref": "refs/heads/main"}})
+	d := policy.decision with input as here with data.grants as g
+	d.allow == true
+	elsewhere := policy.decision with input as base with data.grants as g
+	elsewhere.allow == false
+}
+
+test_subject if {
+	g := {"ann": object.union(object.remove(grants.analysts, ["match"]), {"match": {"issuer": "corp", "subject": "somebody"}})}
+	d := policy.decision with input as base with data.grants as g
+	d.allow == true
+	other := object.union(base, {"caller": {"subject": "other"}})
+	e := policy.decision with input as other with data.grants as g
+	e.allow == false
+}
+
 test_message_is_one_line if {
 	d := decide(object.union(base, {"caller": object.union(caller("corp", []), {"subject": "a\nb"})}))
 	not contains(d.reasons[0].message, "\n")
@@ -207,6 +225,8 @@ test_connection if denied(object.union(repository, {"connection": {"name": "othe
 test_project if denied(asks({"project": "other"}), "project_denied")
 
 test_projects_list if allowed(asks({"method": "bigquery.projects.list", "project": "", "dataset": ""}), "analysts")
+
+test_no_project if denied(asks({"project": ""}), "project_denied")
 
 test_dataset if denied(object.union(repository, {"request": {"dataset": "secret"}}), "dataset_denied")
 

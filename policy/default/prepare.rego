@@ -14,8 +14,8 @@ grant := {name: prepared |
 	prepared := {
 		"match": object.remove(grants.conditions(raw), [grants.anchor(raw)]),
 		"connections": members(object.get(raw, "connections", ["*"])),
-		"projects": members(raw.projects),
-		# "" is what a request asks for that names no dataset.
+		# "" is what a request asks for that names no project, or no dataset.
+		"projects": members(array.concat([""], raw.projects)),
 		"datasets": members(array.concat([""], object.get(raw, "datasets", []))),
 		"level": max([grants.levels[method] | some method in raw.methods]),
 		"maximum_bytes_billed": object.get(raw, ["limits", "maximum_bytes_billed"], grants.default_bytes),
@@ -26,9 +26,15 @@ grant := {name: prepared |
 	}
 }
 
-# The names of the grants by issuer, fact and value. What is looked up here need
-# not stand in the grant's match.
-index[issuer][fact][value] := [name | some name in names] if some value, names in grants.anchored[issuer][fact]
+# The names of the grants by issuer, fact and value: those that ask for that
+# fact alone, and those that ask for more.
+plain[issuer][fact][value] := [name | some name in names; grant[name].match == {}] if {
+	some value, names in grants.anchored[issuer][fact]
+}
+
+narrowed[issuer][fact][value] := [name | some name in names; grant[name].match != {}] if {
+	some value, names in grants.anchored[issuer][fact]
+}
 
 findings := [{"where": at, "message": message} | some [at, message] in grants.problems]
 
