@@ -80,6 +80,8 @@ type Rig struct {
 	Double   *emulator.Double
 	Home     string
 	log      *logs
+	stats    string // address of the gateway's figures
+	seen     *receipts
 }
 
 var (
@@ -129,7 +131,7 @@ func Start(t testing.TB, o Options) *Rig {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute) // the first run installs tools
 	defer cancel()
 	bin := Binaries(t)
-	r := &Rig{t: t, log: &logs{}}
+	r := &Rig{t: t, log: &logs{}, seen: &receipts{}}
 	var err error
 	if o.Emulator {
 		r.Tools, err = tools.Ensure(ctx, "", io.Discard)
@@ -163,6 +165,9 @@ func Start(t testing.TB, o Options) *Rig {
 	t.Cleanup(func() { r.Upstream.Close() })
 	r.Double = r.Upstream.Double
 
+	if r.stats, err = freePort(); err != nil {
+		t.Fatal(err)
+	}
 	if o.Policy == "" {
 		o.Policy = Grants
 	}
@@ -174,6 +179,7 @@ func Start(t testing.TB, o Options) *Rig {
 		Policy: r.Path("policy"), Log: r.log, Env: o.Env, Bootstrap: o.Bootstrap,
 		Configure: func(m map[string]any) {
 			m["journal"].(map[string]any)["cut_interval"] = "200ms"
+			m["metrics"] = map[string]any{"address": r.stats}
 			if o.Configure != nil {
 				o.Configure(m)
 			}
@@ -243,6 +249,13 @@ func (a Answer) Message() string {
 // Do sends a request for the caller ("" sends no token) and reads the answer.
 func (r *Rig) Do(ctx context.Context, caller, method, path string, body io.Reader, header ...string) Answer {
 	r.t.Helper()
+	a := Send(r.request(ctx, caller, method, path, body, header...))
+	r.seen.add(a.Receipt)
+	return a
+}
+
+func (r *Rig) request(ctx context.Context, caller, method, path string, body io.Reader, header ...string) *http.Request {
+	r.t.Helper()
 	req, err := http.NewRequestWithContext(ctx, method, r.URL()+path, body)
 	if err != nil {
 		r.t.Fatal(err)
@@ -256,7 +269,7 @@ func (r *Rig) Do(ctx context.Context, caller, method, path string, body io.Reade
 	for i := 0; i+1 < len(header); i += 2 {
 		req.Header.Add(header[i], header[i+1])
 	}
-	return Send(req)
+	return req
 }
 
 // client does not follow redirects, and asks for no compression.
@@ -279,11 +292,19 @@ func Send(req *http.Request) Answer {
 // Query runs SQL by jobs.query.
 func (r *Rig) Query(ctx context.Context, caller, sql string) Answer {
 	r.t.Helper()
+	return r.Do(ctx, caller, http.MethodPost, queries, bytes.NewReader(QueryBody(sql)))
+}
+
+// queries is the path of jobs.query.
+const queries = "/bigquery/v2/projects/" + Project + "/queries"
+
+// QueryBody is a body of jobs.query.
+func QueryBody(sql string) []byte {
 	b, err := json.Marshal(map[string]any{"query": sql, "useLegacySql": false})
 	if err != nil {
-		r.t.Fatal(err)
+		panic(err) // a string and a bool always marshal
 	}
-	return r.Do(ctx, caller, http.MethodPost, "/bigquery/v2/projects/"+Project+"/queries", bytes.NewReader(b))
+	return b
 }
 
 // Synthetic returns SQL that the double answers with n bytes.
@@ -443,4 +464,11 @@ func (l *logs) tail() string {
 		s = "..." + s[len(s)-16<<10:]
 	}
 	return s
+}
+
+// For returns the rig for a subtest: what fails there fails the subtest.
+func (r *Rig) For(t testing.TB) *Rig {
+	c := *r
+	c.t = t
+	return &c
 }
