@@ -2,8 +2,11 @@ package policy
 
 import (
 	"context"
+	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -84,5 +87,33 @@ func TestDefaultPolicy(t *testing.T) {
 		for _, n := range r.NotCovered {
 			t.Errorf("%s:%d-%d is not covered", file, n.Start.Row, n.End.Row)
 		}
+	}
+}
+
+// TestReasonCodesAreListed holds the default rules and the list in README.md to
+// each other.
+func TestReasonCodesAreListed(t *testing.T) {
+	rules, err := os.ReadFile("default/policy.rego")
+	if err != nil {
+		t.Fatal(err)
+	}
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, ok := strings.Cut(string(readme), "### Reason codes")
+	if !ok {
+		t.Fatal("README.md has no list of reason codes")
+	}
+	listed := map[string]bool{}
+	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z_]+)` \\|").FindAllStringSubmatch(section, -1) {
+		listed[m[1]] = true
+	}
+	used := map[string]bool{"granted": true}
+	for _, m := range regexp.MustCompile(`reason\(\s*"([a-z_]+)"`).FindAllStringSubmatch(string(rules), -1) {
+		used[m[1]] = true
+	}
+	if len(used) < 20 || !maps.Equal(listed, used) {
+		t.Errorf("README.md lists %v, the rules use %v", slices.Sorted(maps.Keys(listed)), slices.Sorted(maps.Keys(used)))
 	}
 }
