@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -17,11 +19,14 @@ import (
 	"verbatim.dev/policy"
 )
 
-const checkHelp = `Usage: extproc check --config FILE [--online] [--token FILE]
+const checkHelp = `Usage: extproc check --config FILE [--online] [--publish FOLDER] [--token FILE]
 
 Reads the configuration, and all that it names, as serve would, and explains it.
 Every mistake is told as FILE:LINE: what, and what to do; then the exit code is
 1. Nothing is started and nothing is changed.
+
+With --publish it writes what Google's STS must find at the issuer URL of each
+federation credential: .well-known/openid-configuration and jwks.json.
 
 With --online it also asks each issuer for its keys and each connection for a
 credential. With --token it says step by step what becomes of the token in
@@ -39,6 +44,7 @@ func check(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	fs := flag.NewFlagSet("check", flag.ContinueOnError)
 	path := fs.String("config", "", "configuration `FILE`")
 	online := fs.Bool("online", false, "ask issuers and credential sources as well")
+	publish := fs.String("publish", "", "write the documents of federation's issuers below `FOLDER`")
 	token := fs.String("token", "", "explain the token in `FILE`")
 	if err := parse(fs, args, stdout, checkHelp); err != nil {
 		return err
@@ -61,6 +67,11 @@ func check(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err := describe(ctx, cfg, verifier, stdout); err != nil {
 		return err
 	}
+	if *publish != "" {
+		if err := publishIssuers(cfg, *publish, stdout); err != nil {
+			return err
+		}
+	}
 	if *online {
 		return reach(ctx, cfg, stdout)
 	}
@@ -70,7 +81,7 @@ func check(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 // describe checks all that the configuration names and prints what it means.
 func describe(ctx context.Context, cfg *config.Config, verifier *auth.Verifier, out io.Writer) error {
 	var problems []error
-	if _, err := readSessionKey(cfg.SessionKey); err != nil {
+	if _, err := cfg.SessionSecret(); err != nil {
 		problems = append(problems, err)
 	}
 	if _, err := readTenant(cfg.Sealing.Tenant); err != nil {
@@ -147,6 +158,36 @@ func reach(ctx context.Context, cfg *config.Config, out io.Writer) error {
 	return errors.Join(problems...)
 }
 
+// publishIssuers writes the discovery document and key set of each federation
+// credential to FOLDER/CONNECTION/.well-known/.
+func publishIssuers(cfg *config.Config, folder string, out io.Writer) error {
+	n := 0
+	for _, c := range cfg.Connections {
+		if c.Credential.Kind != credential.KindFederation {
+			continue
+		}
+		i, err := credential.NewIssuer(c.Credential)
+		if err != nil {
+			return fmt.Errorf("connection %s: %w", c.Name, err)
+		}
+		dir := filepath.Join(folder, c.Name, ".well-known")
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("publish: %w", err)
+		}
+		for name, b := range map[string][]byte{"openid-configuration": i.Discovery(), "jwks.json": i.JWKS()} {
+			if err := os.WriteFile(filepath.Join(dir, name), b, 0o644); err != nil {
+				return fmt.Errorf("publish: %w", err)
+			}
+		}
+		fmt.Fprintf(out, "documents of %s are in %s: serve them below %s\n", c.Name, dir, c.Credential.Issuer)
+		n++
+	}
+	if n == 0 {
+		return errors.New("publish: no connection has a credential of kind federation")
+	}
+	return nil
+}
+
 // explain says what becomes of a token.
 func explain(ctx context.Context, cfg *config.Config, verifier *auth.Verifier, file string, out io.Writer) error {
 	var b []byte
@@ -180,10 +221,14 @@ func explain(ctx context.Context, cfg *config.Config, verifier *auth.Verifier, f
 		return fmt.Errorf("the token is refused: revoked: %s", reason)
 	}
 	id := e.Identity
+	provenance, err := json.Marshal(id.Provenance)
+	if err != nil {
+		return err
+	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "principal\t%s of %s (%s)\n", id.Principal.Subject, id.Principal.Issuer, id.Principal.URL)
 	fmt.Fprintf(w, "groups\t%s\n", strings.Join(id.Principal.Groups, " "))
-	fmt.Fprintf(w, "provenance\t%+v\n", id.Provenance)
+	fmt.Fprintf(w, "provenance\t%s\n", provenance)
 	fmt.Fprintf(w, "run\t%s\n", id.Run)
 	fmt.Fprintf(w, "expires\t%s\n", id.Expires.UTC().Format(time.RFC3339))
 	return w.Flush()

@@ -1,10 +1,8 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/x509"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -65,7 +63,7 @@ func (g *gateway) gate() *server.Gate {
 func (g *gateway) load(ctx context.Context, cfg *config.Config) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	key, err := readSessionKey(cfg.SessionKey)
+	key, err := cfg.SessionSecret()
 	if err != nil {
 		return err
 	}
@@ -167,6 +165,37 @@ func (g *gateway) revoke(ctx context.Context, s *server.Server) error {
 	return nil
 }
 
+// follow reads everything again that may change while the gateway runs,
+// whenever one of the configuration's files changes, until ctx ends.
+func (g *gateway) follow(ctx context.Context, path string, s *server.Server) {
+	for ctx.Err() == nil {
+		g.mu.Lock()
+		files := g.cfg.Files()
+		g.mu.Unlock()
+		watch, stop := context.WithCancel(ctx)
+		<-config.Watch(watch, files, poll, func([]string) {
+			g.reload(ctx, path, s)
+			stop() // other files may be named now
+		})
+		stop()
+	}
+}
+
+func (g *gateway) reload(ctx context.Context, path string, s *server.Server) {
+	cfg, err := config.Load(path)
+	if err == nil {
+		err = g.load(ctx, cfg)
+	}
+	if err != nil {
+		g.log.Error("configuration not loaded, the one before stays", "error", err)
+	} else {
+		g.log.Info("configuration loaded", "policy", g.engine.Load().Digest())
+	}
+	if err := g.revoke(ctx, s); err != nil {
+		g.log.Error("revocations not loaded, the list before stays", "error", err)
+	}
+}
+
 // connections makes the snapshot's connections. Credential sources whose
 // configuration did not change are kept, with their cached tokens.
 func (g *gateway) connections(cfg *config.Config) ([]*server.Connection, map[string]credential.Source, error) {
@@ -233,21 +262,6 @@ func revocations(file string, v *auth.Verifier) (*auth.Revocations, error) {
 		return nil, fmt.Errorf("revocations: %w", err)
 	}
 	return list, nil
-}
-
-// readSessionKey reads the deployment's key: at least 32 bytes, raw or in hex.
-func readSessionKey(file string) ([]byte, error) {
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return nil, fmt.Errorf("session_key: %w", err)
-	}
-	if key, err := hex.DecodeString(string(bytes.TrimSpace(b))); err == nil {
-		b = key
-	}
-	if len(b) < 32 {
-		return nil, fmt.Errorf("session_key: %s holds %d bytes, want at least 32 random bytes (head -c 32 /dev/urandom)", file, len(b))
-	}
-	return b, nil
 }
 
 func readTenant(file string) (*keyset.Handle, error) {

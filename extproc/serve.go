@@ -129,8 +129,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	healthpb.RegisterHealthServer(gs, hs)
 	hs.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
 
-	watching := config.Watch(background, watched(cfg), poll, func([]string) { reload(background, g, *path, srv, log) })
-	work.Go(func() { <-watching })
+	work.Go(func() { g.follow(background, *path, srv) })
 	if cfg.Metrics.Address != "" {
 		stop, err := stats(cfg.Metrics.Address, j, srv, log)
 		if err != nil {
@@ -196,31 +195,6 @@ func finish(ctx context.Context, j *journal.Journal, shipped <-chan struct{}, st
 	stop()
 	<-shipped
 	return errors.Join(err, j.Close(context.WithoutCancel(ctx), "stopped"))
-}
-
-// reload reads everything again that may change while the gateway runs.
-func reload(ctx context.Context, g *gateway, path string, srv *server.Server, log *slog.Logger) {
-	cfg, err := config.Load(path)
-	if err == nil {
-		err = g.load(ctx, cfg)
-	}
-	if err != nil {
-		log.Error("configuration not loaded, the one before stays", "error", err)
-	} else {
-		log.Info("configuration loaded", "policy", g.engine.Load().Digest())
-	}
-	if err := g.revoke(ctx, srv); err != nil {
-		log.Error("revocations not loaded, the list before stays", "error", err)
-	}
-}
-
-// watched lists the files whose change makes the gateway read them again.
-func watched(cfg *config.Config) []string {
-	paths := []string{cfg.Path}
-	if cfg.Revocations != "" {
-		paths = append(paths, cfg.Revocations)
-	}
-	return paths
 }
 
 // listen opens the socket (mode 0660), or an address with mutual TLS.
