@@ -927,3 +927,45 @@ func TestConcurrentAppends(t *testing.T) {
 		t.Errorf("held %d, on disk %d", st.Held, used)
 	}
 }
+
+// A key whose record is acknowledged must not be handed out again: it may have
+// been erased from the vault since.
+func TestTailKeepsKeysOfAcknowledgedRecordsBack(t *testing.T) {
+	j := mustOpen(t, testConfig(filepath.Join(t.TempDir(), "journal"), nil))
+	defer mustClose(t, j)
+	ctx := t.Context()
+	put := func(session string) uint64 {
+		tk := j.Append(record.Draft{Kind: record.KindIntent, Session: session, Body: []byte("{}")})
+		if err := tk.Wait(ctx); err != nil {
+			t.Fatal(err)
+		}
+		return tk.ID.Sequence
+	}
+	first := put("one")
+	put("two")
+	if err := j.Acknowledge(j.Epoch(), first); err != nil {
+		t.Fatal(err)
+	}
+	tail := j.Tail()
+	defer tail.Close()
+	keys := 0
+	for {
+		item, err := tail.Next(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if item.Frame.Kind == record.KindKey {
+			keys++
+			continue
+		}
+		if item.Frame.Kind == record.KindIntent {
+			if item.Frame.Sequence != first+1 {
+				t.Errorf("record %d was acknowledged", item.Frame.Sequence)
+			}
+			break
+		}
+	}
+	if keys != 1 {
+		t.Errorf("%d keys before the record of the second session, want its own alone", keys)
+	}
+}

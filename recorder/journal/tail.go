@@ -30,6 +30,9 @@ type Tail struct {
 	at   int64 // offset in file
 	end  int64 // to which in was opened
 	in   *bufio.Reader
+
+	keys  []Item // wrapped keys that wait for the record behind them
+	queue []Item // to be returned next
 }
 
 // Tail returns a new reader of everything that is not acknowledged, oldest
@@ -43,8 +46,17 @@ func (j *Journal) Tail() *Tail {
 // io.EOF when the journal is finished or closed, and its error when it failed.
 // An error of reading or ctx leaves the tail where it was. Memory is bounded by
 // the largest frame.
+//
+// Wrapped keys come right before the record that is sealed with them, and not
+// at all where that record is acknowledged: a key that was erased from the
+// vault must not come back with a reconnect.
 func (t *Tail) Next(ctx context.Context) (Item, error) {
 	for {
+		if len(t.queue) > 0 {
+			item := t.queue[0]
+			t.queue = t.queue[1:]
+			return item, nil
+		}
 		if err := ctx.Err(); err != nil {
 			return Item{}, context.Cause(ctx)
 		}
@@ -75,10 +87,15 @@ func (t *Tail) Next(ctx context.Context) (Item, error) {
 		t.j.mu.Lock()
 		acked := t.seg.log.acked
 		t.j.mu.Unlock()
-		if f.Kind != record.KindKey && f.Sequence <= acked {
-			continue
+		item := Item{Epoch: t.seg.log.id, Gateway: t.seg.log.gateway, Frame: f}
+		switch {
+		case f.Kind == record.KindKey:
+			t.keys = append(t.keys, item)
+		case f.Sequence <= acked:
+			t.keys = nil
+		default:
+			t.queue, t.keys = append(t.keys, item), nil
 		}
-		return Item{Epoch: t.seg.log.id, Gateway: t.seg.log.gateway, Frame: f}, nil
 	}
 }
 
@@ -118,7 +135,7 @@ func (t *Tail) wait(ctx context.Context) (limit int64, err error) {
 			t.seg = j.oldest()
 		}
 		for t.seg.next != nil && (t.seg.gone || t.seg.full && t.at == t.seg.used) {
-			t.seg, t.at, moved = t.seg.next, 0, true
+			t.seg, t.at, moved, t.keys = t.seg.next, 0, true, nil
 		}
 		limit = t.seg.used
 		ready := t.at < limit && !t.seg.gone
