@@ -76,6 +76,8 @@ type Stack struct {
 	Extproc *tools.Process
 	Sink    *tools.Process
 
+	address string // of extproc, where Configure took it off its socket
+
 	mu     sync.Mutex
 	closed bool
 	files  []*os.File
@@ -218,6 +220,9 @@ func (s *Stack) configure() error {
 	if s.cfg.Configure != nil {
 		s.cfg.Configure(cfg)
 	}
+	if l, ok := cfg["listen"].(map[string]any); ok {
+		s.address, _ = l["address"].(string)
+	}
 	b, err := yaml.Marshal(cfg)
 	if err != nil {
 		return fmt.Errorf("stack: %w", err)
@@ -248,6 +253,15 @@ func (s *Stack) StartExtproc(ctx context.Context) error {
 		return err
 	}
 	s.Extproc = p
+	if s.address != "" { // a health check would need a client's certificate
+		return s.await(ctx, p, "extproc", func() error {
+			c, err := net.Dial("tcp", s.address)
+			if err == nil {
+				c.Close()
+			}
+			return err
+		})
+	}
 	conn, err := grpc.NewClient("unix:"+s.Socket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return fmt.Errorf("stack: %w", err)
