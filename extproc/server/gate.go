@@ -189,6 +189,12 @@ func (g *Gate) decide(ctx context.Context, p *plan, body []byte, probe prober) *
 		p.call.Job = p.facts.Job
 	}
 	p.asserted.Labels, p.asserted.RequestID = p.facts.Labels, p.facts.RequestID
+	if p.route.UploadID != "" {
+		if refusal := g.resume(p); refusal != nil {
+			return refusal
+		}
+	}
+	p.target()
 
 	decision, refusal := g.policy(ctx, p)
 	if refusal != nil {
@@ -274,7 +280,7 @@ func (p *plan) input(now time.Time) *policy.Input {
 			JobType: string(p.facts.JobType), ExternalTables: len(p.facts.External) > 0,
 		},
 	}
-	if t := p.facts.Destination; t != nil {
+	if t := p.facts.Destination; t != nil && t.Table != "" {
 		in.Request.Destination = t.Project + "." + t.Dataset + "." + t.Table
 	}
 	if d := p.facts.DefaultDataset; d != nil {
@@ -318,6 +324,34 @@ func notOwned(what string) *refusal {
 		message: "This " + what + " is not known to be the caller's own, so its content is not shown. Only who made it through this gateway may use it."}
 }
 
+// resume reads what a chunk of an upload belongs to: the job stood in the
+// request that began it. Whose it is comes before the policy, whose reasons may
+// name the destination.
+func (g *Gate) resume(p *plan) *refusal {
+	if owns, _ := g.Owners.Owns(bigquery.UploadKey(p.route.UploadID), ownerOf(p.identity)); !owns {
+		return notOwned("upload")
+	}
+	to, ok := g.Jobs.Upload(p.route.UploadID)
+	if !ok {
+		return notOwned("upload")
+	}
+	p.facts.JobType, p.facts.Destination = bigquery.JobLoad, &to
+	return nil
+}
+
+// target names what the call is about where the body says it and the path does
+// not: a new dataset or table, and where a load goes.
+func (p *plan) target() {
+	t := p.facts.Destination
+	if t == nil {
+		return
+	}
+	switch {
+	case p.facts.JobType == bigquery.JobLoad, p.call.Method == "bigquery.datasets.insert", p.call.Method == "bigquery.tables.insert":
+		p.call.Dataset, p.call.Table = t.Dataset, t.Table
+	}
+}
+
 // owned checks every handle in the request that another caller may have made.
 // What cannot be proven is denied.
 func (g *Gate) owned(ctx context.Context, p *plan, probe prober) *refusal {
@@ -333,10 +367,6 @@ func (g *Gate) owned(ctx context.Context, p *plan, probe prober) *refusal {
 		t := bigquery.Table{Project: p.call.Project, Dataset: p.call.Dataset, Table: p.call.Table}
 		if owns, _ := g.Owners.Owns(bigquery.TableKey(t), me); !owns {
 			return notOwned("anonymous table")
-		}
-	case p.route.UploadID != "":
-		if owns, _ := g.Owners.Owns(bigquery.UploadKey(p.route.UploadID), me); !owns {
-			return notOwned("upload")
 		}
 	case p.route.Job != nil:
 		key := bigquery.JobKey(*p.route.Job)
@@ -396,6 +426,12 @@ func (g *Gate) rewrite(p *plan, d *policy.Decision) *refusal {
 	if len(plain) == 0 {
 		return nil
 	}
+	if p.route.Method != "bigquery.jobs.query" && p.route.Method != "bigquery.jobs.insert" {
+		if p.encoded() {
+			p.body = plain
+		}
+		return nil
+	}
 	owner := g.owner(p.call.Project, p.identity.Principal)
 	changes := bigquery.Changes{MaximumBytesBilled: d.Limits.MaximumBytesBilled, ForceStandardSQL: true, Labels: map[string]string{}}
 	for k, v := range d.Labels {
@@ -420,9 +456,7 @@ func (g *Gate) rewrite(p *plan, d *policy.Decision) *refusal {
 	case !bytes.Equal(changed, plain) || p.encoded():
 		p.body = changed
 	}
-	if p.facts.JobType != "" {
-		p.decision.Labels = changes.Labels
-	}
+	p.decision.Labels = changes.Labels
 	return nil
 }
 
@@ -463,7 +497,10 @@ func (g *Gate) settled(p *plan, status int, f bigquery.ResponseFacts) {
 
 // upload notes who owns an upload whose address BigQuery just gave out.
 func (g *Gate) upload(p *plan, id string) {
-	if p.identity != nil {
-		g.Owners.Put(bigquery.UploadKey(id), ownerOf(p.identity))
+	if p.identity == nil || p.facts.Destination == nil {
+		return
+	}
+	if g.Owners.Put(bigquery.UploadKey(id), ownerOf(p.identity)) {
+		g.Jobs.Uploading(id, *p.facts.Destination)
 	}
 }
