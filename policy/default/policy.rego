@@ -49,7 +49,21 @@ decision := object.union(
 	terms(prepare.grant[chosen]),
 )
 
-decision := {"allow": false, "reasons": reasons, "limits": {"maximum_bytes_billed": 0}, "labels": {}} if not chosen
+decision := {"allow": false, "reasons": reasons, "limits": {"maximum_bytes_billed": 0}, "labels": {}} if {
+	not chosen
+	not public
+}
+
+# The description of the API is public and the same for everybody. The bq
+# program reads it before anything else, and would hide the text of a denial.
+decision := {
+	"allow": true,
+	"reasons": [{"code": "public", "message": "the description of the API is for every caller"}],
+	"limits": {"maximum_bytes_billed": 0},
+	"labels": {},
+} if public
+
+public if method == "discovery"
 
 # What an allowed request goes out with.
 terms(grant) := object.union(

@@ -330,3 +330,13 @@ test_jobs_view if denied(query({"words": {"SELECT": 1, "INFORMATION_SCHEMA": 1, 
 test_jobs_view_by_a_writer if denied(runner(query({"words": {"INFORMATION_SCHEMA": 1, "JOBS": 1}})), "sql_denied")
 
 test_jobs_view_by_an_owner if allowed(as_owner(query({"words": {"INFORMATION_SCHEMA": 1, "JOBS": 1}})), "owners")
+
+test_description_for_every_caller if {
+	d := decide(object.union(base, {
+		"caller": caller("corp", []),
+		"request": {"method": "discovery", "kind": "other", "project": "", "dataset": "", "table": ""},
+	}))
+	d.allow
+	d.reasons[0].code == "public"
+	d.limits.maximum_bytes_billed == 0
+}
