@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"verbatim.dev/extproc/auth"
+	"verbatim.dev/extproc/bigquery"
 	"verbatim.dev/recorder/record"
 )
 
@@ -92,12 +93,17 @@ func New(c Config) (*Server, error) {
 // Options returns the gRPC options that the guarantees rest on: flow-control
 // windows that bound memory, and the interceptor against clean early ends.
 func (s *Server) Options() []grpc.ServerOption {
+	return append(Transport(s.cfg.Limits.Window, s.cfg.Limits.Exchanges), grpc.ChainStreamInterceptor(NoCleanEarlyEnd))
+}
+
+// Transport returns the options of a gRPC server that talks to Envoy, for
+// streams of the window (bytes). The benchmarks' processors have the same.
+func Transport(window int32, exchanges int) []grpc.ServerOption {
 	return []grpc.ServerOption{
-		grpc.InitialWindowSize(s.cfg.Limits.Window),
-		grpc.InitialConnWindowSize(max(s.cfg.Limits.Window, 8<<20)),
+		grpc.InitialWindowSize(window),
+		grpc.InitialConnWindowSize(max(window, 8<<20)),
 		grpc.MaxRecvMsgSize(maxMessage),
-		grpc.MaxConcurrentStreams(uint32(s.cfg.Limits.Exchanges) * 2),
-		grpc.ChainStreamInterceptor(NoCleanEarlyEnd),
+		grpc.MaxConcurrentStreams(uint32(exchanges) * 2),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	}
@@ -255,14 +261,25 @@ type sendResult struct {
 func (s *Server) loop(ctx context.Context, x *exchange, me *running, in <-chan received, credit chan<- struct{}, next chan<- reply, sent <-chan sendResult) error {
 	limits := s.cfg.Limits
 	credited, sending, lost := false, false, false
+	gone := ctx.Done() // the stream may end while neither goroutine can tell of it
+	lose := func(err error) {
+		if lost {
+			return
+		}
+		lost, gone = true, nil
+		x.step(eventLost{err})
+	}
 	timer := time.NewTimer(limits.Idle)
 	defer timer.Stop()
 	active := time.Now()
 	for {
+		if lost { // nobody takes replies any more
+			x.out, sending = nil, false
+		}
 		if x.err != nil && len(x.out) == 0 {
 			return x.err
 		}
-		if x.phase == phaseDone && len(x.out) == 0 && !sending && lost {
+		if x.phase == phaseDone && lost {
 			return nil
 		}
 		if !credited && !lost {
@@ -300,9 +317,8 @@ func (s *Server) loop(ctx context.Context, x *exchange, me *running, in <-chan r
 			credited = false
 			active = time.Now()
 			if r.err != nil {
-				lost = true
 				x.hold.change(-expected)
-				x.step(eventLost{r.err})
+				lose(r.err)
 				continue
 			}
 			n := int64(len(r.msg.GetRequestBody().GetBody()) + len(r.msg.GetResponseBody().GetBody()))
@@ -319,9 +335,10 @@ func (s *Server) loop(ctx context.Context, x *exchange, me *running, in <-chan r
 			active = time.Now()
 			x.hold.change(-r.bytes)
 			if r.err != nil {
-				lost = true
-				x.step(eventLost{r.err})
+				lose(r.err)
 			}
+		case <-gone:
+			lose(ctx.Err())
 		case reason := <-me.kill:
 			x.step(eventKilled{reason})
 		case <-timer.C:
@@ -345,40 +362,49 @@ func (s *Server) loop(ctx context.Context, x *exchange, me *running, in <-chan r
 const finalWait = 5 * time.Second
 
 func (s *Server) exchange(ctx context.Context, me *running, over bool) *exchange {
-	var g gate = s.cfg.Gate()
+	snapshot := s.cfg.Gate()
+	var g gate = snapshot
 	if over {
-		g = full{g, s.cfg.Limits.Exchanges}
+		g = full{snapshot, s.cfg.Limits.Exchanges}
 	}
 	return &exchange{
-		prober: s.probe, gate: watch{g, me}, recorder: s.cfg.Recorder, refused: s.cfg.Refused, now: s.cfg.Now, ctx: ctx,
+		prober: s.probe, gate: watch{g, me, s.cfg.Gate}, recorder: s.cfg.Recorder, refused: s.cfg.Refused, now: s.cfg.Now, ctx: ctx,
 		timeout: s.cfg.Limits.Decision, maxBody: s.cfg.Limits.Body,
 		hold: holding{share: s.cfg.Limits.Share, budget: s.budget},
 		up:   newLane(record.DirectionRequest), sent: newLane(record.DirectionUpstream), down: newLane(record.DirectionResponse),
 	}
 }
 
-// full answers for a gateway that has no place for one more exchange.
+// full answers for a gateway that has no place for one more exchange, without
+// the work of proving who is calling.
 type full struct {
-	gate
+	*Gate
 	limit int
 }
 
-func (f full) head(ctx context.Context, r *request) (*plan, *refusal) {
-	p := newPlan(r)
-	return p, &refusal{status: 503, reason: "backendError", code: "at_capacity", by: "capacity",
+func (f full) head(_ context.Context, r *request) (*plan, *refusal) {
+	p, _, _, _ := f.outline(r)
+	return p, &refusal{status: 503, reason: bigquery.ReasonBackendError, code: "at_capacity", by: "capacity",
 		message: fmt.Sprintf("The gateway already has its %d exchanges open. Try again in a moment.", f.limit)}
 }
 
 // watch shows the kill switch who is calling.
 type watch struct {
 	gate
-	me *running
+	me      *running
+	current func() *Gate
 }
 
 func (w watch) head(ctx context.Context, r *request) (*plan, *refusal) {
 	p, refused := w.gate.head(ctx, r)
-	if p.identity != nil {
-		w.me.identity.Store(p.identity)
+	if p.identity == nil {
+		return p, refused
+	}
+	w.me.identity.Store(p.identity)
+	if refused == nil {
+		// A list that was loaded since the exchange took its snapshot may have
+		// missed it: Kill sees only identities that are stored.
+		refused = w.current().revoked(p.identity)
 	}
 	return p, refused
 }
