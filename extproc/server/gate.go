@@ -102,9 +102,11 @@ func refused(err error, by string) *refusal {
 	return &refusal{status: r.Status, reason: r.Reason, code: r.Code, by: by, message: r.Message}
 }
 
-func (g *Gate) head(ctx context.Context, r *request) (*plan, *refusal) {
-	p := newPlan(r)
-	var unclear *bigquery.Refusal
+// outline is what a request's head says, before anything in it is proven: the
+// plan, the caller's token or why there is none, and why the call cannot be
+// understood.
+func (g *Gate) outline(r *request) (p *plan, token string, unclear *bigquery.Refusal, err error) {
+	p = newPlan(r)
 	p.route, unclear = bigquery.Classify(bigquery.Request{Method: r.method, Target: r.target, Headers: r.headers})
 	p.call = p.route.Record()
 	p.carries = p.route.Carries
@@ -112,11 +114,26 @@ func (g *Gate) head(ctx context.Context, r *request) (*plan, *refusal) {
 	p.session = auth.Session(g.SessionKey, &auth.Identity{Principal: record.Principal{Subject: "anonymous"}}, r.received)
 
 	_, query, _ := strings.Cut(r.target, "?")
-	token, err := auth.Bearer(r.headers, query)
+	token, err = auth.Bearer(r.headers, query)
 	p.keepHeaders(token)
 	if p.leaks(p.call.Project+p.call.Dataset+p.call.Table, token) {
 		p.call = record.Call{Method: p.call.Method}
 	}
+	return p, token, unclear, err
+}
+
+// revoked refuses whom the deny list names.
+func (g *Gate) revoked(id *auth.Identity) *refusal {
+	reason, ok := g.Revoked(id)
+	if !ok {
+		return nil
+	}
+	return &refusal{status: http.StatusUnauthorized, reason: bigquery.ReasonAuthError, code: "revoked", by: "revocation",
+		message: "The caller's access was revoked: " + reason + "."}
+}
+
+func (g *Gate) head(ctx context.Context, r *request) (*plan, *refusal) {
+	p, token, unclear, err := g.outline(r)
 	if err != nil {
 		return p, unproven(err)
 	}
@@ -126,9 +143,8 @@ func (g *Gate) head(ctx context.Context, r *request) (*plan, *refusal) {
 	}
 	p.identity, p.token = id, token
 	p.session = auth.Session(g.SessionKey, id, r.received)
-	if reason, ok := g.Revoked(id); ok {
-		return p, &refusal{status: http.StatusUnauthorized, reason: bigquery.ReasonAuthError, code: "revoked", by: "revocation",
-			message: "The caller's access was revoked: " + reason + "."}
+	if refused := g.revoked(id); refused != nil {
+		return p, refused
 	}
 	if unclear != nil {
 		return p, refused(unclear, "route")
