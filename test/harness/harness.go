@@ -263,11 +263,11 @@ func (r *Rig) request(ctx context.Context, caller, method, path string, body io.
 	if caller != "" {
 		req.Header.Set("Authorization", "Bearer "+r.TokenOf(caller))
 	}
-	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
-	}
 	for i := 0; i+1 < len(header); i += 2 {
 		req.Header.Add(header[i], header[i+1])
+	}
+	if body != nil && req.Header.Get("Content-Type") == "" {
+		req.Header.Set("Content-Type", "application/json")
 	}
 	return req
 }
