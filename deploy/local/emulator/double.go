@@ -255,6 +255,14 @@ func (d *Double) route(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	part := strings.Split(strings.TrimPrefix(rest, "/"), "/")
+	if fields := r.URL.Query().Get("fields"); fields != "" && !(len(part) == 3 && d.synthetic(part[2])) {
+		var whole captured
+		defer func(w http.ResponseWriter) {
+			whole.filter(fields)
+			whole.copyTo(w)
+		}(w)
+		w = &whole
+	}
 	switch {
 	case len(part) == 2 && part[1] == "queries" && r.Method == http.MethodPost:
 		d.query(w, r, part[0])
@@ -262,6 +270,8 @@ func (d *Double) route(w http.ResponseWriter, r *http.Request) {
 		d.results(w, r, part[0], part[2])
 	case len(part) == 2 && part[1] == "jobs" && r.Method == http.MethodPost:
 		d.insert(w, r, part[0])
+	case len(part) == 2 && part[1] == "jobs" && r.Method == http.MethodGet && r.URL.Query().Get("parentJobId") != "":
+		d.children(w, r, part[0], r.URL.Query().Get("parentJobId"))
 	case len(part) == 3 && part[1] == "jobs" && r.Method == http.MethodGet:
 		d.job(w, r, part[0], part[2])
 	case len(part) == 4 && part[1] == "jobs" && part[3] == "cancel" && r.Method == http.MethodPost:

@@ -147,6 +147,30 @@ func TestGoClient(t *testing.T) {
 	}
 }
 
+func TestJobsKeepLabelsAndScriptsHaveChildren(t *testing.T) {
+	e, _ := run(t)
+	send := func(method, path, body string) string {
+		t.Helper()
+		_, b := do(t, method, e.URL+"/bigquery/v2/projects/p/"+path, strings.NewReader(body), "Authorization", "Bearer "+testToken, "Content-Type", "application/json")
+		return string(b)
+	}
+	send("POST", "jobs", `{"jobReference":{"jobId":"script"},"configuration":{"labels":{"a":"b"},"query":{"query":"DECLARE x INT64 DEFAULT 1; SELECT x AS y;","useLegacySql":false}}}`)
+	if got, want := send("GET", "jobs/script?fields=configuration(labels),statistics(parentJobId)", ""), `{"configuration":{"labels":{"a":"b"}},"statistics":{}}`; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	const child = "script_job_script_0"
+	if got, want := send("GET", "jobs?parentJobId=script&fields=jobs(jobReference(jobId),configuration(labels),statistics(parentJobId))", ""),
+		`{"jobs":[{"configuration":{},"jobReference":{"jobId":"`+child+`"},"statistics":{"parentJobId":"script"}}]}`; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if got, want := send("GET", "queries/"+child+"?fields=jobReference(jobId),rows", ""), `{"jobReference":{"jobId":"`+child+`"},"rows":[{"f":[{"v":"1"}]}]}`; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if got, want := send("GET", "jobs?parentJobId="+child, ""), `{"jobs":[],"kind":"bigquery#jobList"}`; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
 func TestBQ(t *testing.T) {
 	bq, err := exec.LookPath("bq")
 	if err != nil {

@@ -21,6 +21,10 @@ type job struct {
 	own       map[string]any
 	// alias is the emulator's id of a load whose id the client chose.
 	alias string
+	// parent is the script that the job, whose resource is own, came from.
+	parent string
+	// labels are the job's: the emulator forgets them.
+	labels map[string]string
 }
 
 type jobReference struct {
@@ -35,7 +39,8 @@ type jobRequest struct {
 }
 
 type jobConfiguration struct {
-	DryRun bool `json:"dryRun"`
+	DryRun bool              `json:"dryRun"`
+	Labels map[string]string `json:"labels"`
 	Query  *struct {
 		Query            string   `json:"query"`
 		DestinationTable tableRef `json:"destinationTable"`
@@ -82,8 +87,9 @@ func (d *Double) addJob(id string, j *job) bool {
 // query is jobs.query.
 func (d *Double) query(w http.ResponseWriter, r *http.Request, project string) {
 	var q struct {
-		Query  string `json:"query"`
-		DryRun bool   `json:"dryRun"`
+		Query  string            `json:"query"`
+		DryRun bool              `json:"dryRun"`
+		Labels map[string]string `json:"labels"`
 	}
 	body, err := readJSON(r, &q)
 	if err != nil {
@@ -102,7 +108,7 @@ func (d *Double) query(w http.ResponseWriter, r *http.Request, project string) {
 	}
 	if ok || d.proxy == nil {
 		id := newID("synthetic_")
-		d.addJob(id, &job{project: project, synthetic: &s, own: syntheticJob(project, id, q.Query)})
+		d.addJob(id, &job{project: project, synthetic: &s, own: syntheticJob(project, id, q.Query, q.Labels)})
 		stream(w, r, s, queryResponse, project, id)
 		return
 	}
@@ -131,7 +137,7 @@ func (d *Double) query(w http.ResponseWriter, r *http.Request, project string) {
 			return
 		}
 		if id := answer.JobReference.JobID; id != "" {
-			d.addJob(id, &job{project: project})
+			d.addJob(id, &job{project: project, labels: q.Labels})
 		}
 	}
 	res.copyTo(w)
@@ -169,13 +175,13 @@ func (d *Double) insert(w http.ResponseWriter, r *http.Request, project string) 
 			return
 		}
 	}
-	j := &job{project: project}
+	j := &job{project: project, labels: c.Labels}
 	if own {
 		if c.Query == nil {
 			writeError(w, http.StatusNotImplemented, "notImplemented", "no emulator behind: only queries and uploads")
 			return
 		}
-		j.synthetic, j.own = &s, syntheticJob(project, id, c.Query.Query)
+		j.synthetic, j.own = &s, syntheticJob(project, id, c.Query.Query, c.Labels)
 		if c.DryRun {
 			j.own["configuration"].(map[string]any)["dryRun"] = true
 			j.own["statistics"].(map[string]any)["query"].(map[string]any)["schema"] = syntheticSchema
@@ -203,11 +209,11 @@ func (d *Double) insert(w http.ResponseWriter, r *http.Request, project string) 
 	res.copyTo(w)
 }
 
-func syntheticJob(project, id, sql string) map[string]any {
+func syntheticJob(project, id, sql string, labels map[string]string) map[string]any {
 	now := strconv.FormatInt(time.Now().UnixMilli(), 10)
 	return map[string]any{
 		"kind": "bigquery#job", "id": project + ":US." + id, "jobReference": map[string]any{"projectId": project, "jobId": id, "location": "US"},
-		"configuration": map[string]any{"jobType": "QUERY", "query": map[string]any{"query": sql, "useLegacySql": false,
+		"configuration": map[string]any{"jobType": "QUERY", "labels": labels, "query": map[string]any{"query": sql, "useLegacySql": false,
 			"destinationTable": map[string]any{"projectId": project, "datasetId": "_synthetic", "tableId": "anon" + id}}},
 		"status":     map[string]any{"state": "DONE"},
 		"statistics": map[string]any{"creationTime": now, "startTime": now, "endTime": now, "query": map[string]any{"statementType": "SELECT", "totalBytesProcessed": "0", "cacheHit": false}},
@@ -224,11 +230,16 @@ func (d *Double) job(w http.ResponseWriter, r *http.Request, project, id string)
 		r.URL.Path = "/bigquery/v2/projects/" + project + "/jobs/" + j.alias
 		res := d.capture(r)
 		res.replaceAll(j.alias, id)
+		res.label(j.labels)
 		res.copyTo(w)
 	case d.proxy == nil:
 		writeError(w, http.StatusNotFound, "notFound", fmt.Sprintf("Not found: Job %s:%s", project, id))
 	default:
-		d.forward(w, r)
+		res := d.capture(r)
+		if j != nil {
+			res.label(j.labels)
+		}
+		res.copyTo(w)
 	}
 }
 
@@ -241,8 +252,56 @@ func (d *Double) cancel(w http.ResponseWriter, r *http.Request, project, id stri
 	d.forward(w, r)
 }
 
+// children is jobs.list with a parentJobId. The emulator makes no jobs of a
+// script's statements: the double has one for the last, which the script's
+// result is of. It has not the script's labels, for nothing promises them.
+func (d *Double) children(w http.ResponseWriter, r *http.Request, project, parent string) {
+	list := map[string]any{"kind": "bigquery#jobList", "jobs": []any{}}
+	r.URL.Path, r.URL.RawQuery = "/bigquery/v2/projects/"+project+"/jobs/"+parent, ""
+	var res captured
+	d.job(&res, r, project, parent)
+	if res.status != http.StatusOK {
+		res.copyTo(w)
+		return
+	}
+	var script map[string]any
+	if err := json.Unmarshal(res.body.Bytes(), &script); err != nil {
+		writeError(w, http.StatusInternalServerError, "internalError", err.Error())
+		return
+	}
+	field := func(m map[string]any, key string) map[string]any {
+		v, _ := m[key].(map[string]any)
+		return v
+	}
+	statistics, config, status := field(script, "statistics"), field(script, "configuration"), field(script, "status")
+	if field(statistics, "query")["statementType"] != "SCRIPT" || status["state"] != "DONE" || status["errorResult"] != nil {
+		writeJSON(w, http.StatusOK, list)
+		return
+	}
+	id := "script_job_" + parent + "_0"
+	field(script, "jobReference")["jobId"] = id
+	script["id"] = project + ":US." + id
+	field(statistics, "query")["statementType"] = "SELECT"
+	statistics["parentJobId"] = parent
+	statistics["scriptStatistics"] = map[string]any{"evaluationKind": "STATEMENT",
+		"stackFrames": []any{map[string]any{"startLine": 1, "startColumn": 1, "endLine": 1, "endColumn": 1, "text": field(config, "query")["query"]}}}
+	delete(config, "labels")
+	delete(script, "selfLink")
+	d.addJob(id, &job{project: project, own: script, parent: parent})
+	list["jobs"] = []any{script}
+	writeJSON(w, http.StatusOK, list)
+}
+
 // results is jobs.getQueryResults.
 func (d *Double) results(w http.ResponseWriter, r *http.Request, project, id string) {
+	if j := d.knownJob(id); j != nil && j.parent != "" {
+		r.URL.Path = "/bigquery/v2/projects/" + project + "/queries/" + j.parent
+		var res captured
+		d.results(&res, r, project, j.parent)
+		res.replaceAll(`"`+j.parent+`"`, `"`+id+`"`)
+		res.copyTo(w)
+		return
+	}
 	if j := d.knownJob(id); j != nil && j.synthetic != nil {
 		if r.URL.Query().Get("maxResults") == "0" {
 			emptyResults(w, *j.synthetic, project, id)
@@ -331,7 +390,7 @@ func (d *Double) learn(res *http.Response) error {
 	}
 	if json.Unmarshal(b, &answer) == nil && answer.JobReference.JobID != "" && !answer.Configuration.DryRun {
 		id := answer.JobReference.JobID
-		d.addJob(id, &job{project: answer.JobReference.ProjectID})
+		d.addJob(id, &job{project: answer.JobReference.ProjectID, labels: answer.Configuration.Labels})
 		if q := answer.Configuration.Query; q != nil && q.DestinationTable.anonymous() {
 			d.mu.Lock()
 			d.tables[q.DestinationTable.DatasetID+"."+q.DestinationTable.TableID] = id
@@ -376,6 +435,37 @@ func (c *captured) Write(b []byte) (int, error) {
 func (c *captured) replaceAll(old, new string) {
 	b := bytes.ReplaceAll(c.body.Bytes(), []byte(old), []byte(new))
 	c.body = *bytes.NewBuffer(b)
+}
+
+// label puts labels into a job's resource.
+func (c *captured) label(labels map[string]string) {
+	v, err := decode(c.body.Bytes())
+	m, ok := v.(map[string]any)
+	if err != nil || !ok || c.status != http.StatusOK || len(labels) == 0 {
+		return
+	}
+	if config, ok := m["configuration"].(map[string]any); ok {
+		config["labels"] = labels
+		c.encode(m)
+	}
+}
+
+// decode reads JSON and keeps its numbers as they are.
+func decode(b []byte) (any, error) {
+	var v any
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.UseNumber()
+	return v, d.Decode(&v)
+}
+
+// encode replaces the body.
+func (c *captured) encode(v any) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return
+	}
+	c.body.Reset()
+	c.body.Write(b)
 }
 
 func (c *captured) copyTo(w http.ResponseWriter) {

@@ -289,7 +289,9 @@ func (d *Double) load(r *http.Request, u *resuming) (status int, answer []byte) 
 	if !chosen {
 		id = newID("job_")
 	}
-	j := &job{project: u.project}
+	var c jobConfiguration
+	_ = json.Unmarshal(u.request.Configuration, &c) // it was read when the upload began
+	j := &job{project: u.project, labels: c.Labels}
 	if !d.addJob(id, j) {
 		return errorBody(http.StatusConflict, "duplicate", fmt.Sprintf("Already Exists: Job %s:US.%s", u.project, id))
 	}
