@@ -50,7 +50,7 @@ type Call struct {
 	// "@-3600000".
 	Decorator             string
 	Routine, Model, Grant string      // Grant is the id of a row access policy
-	Job                   *record.Job // from the path and the location parameter
+	Job                   *record.Job // from the path and the location parameter; of jobs.list, its parentJobId
 	Upload                Upload
 	UploadID              string // of a chunk
 }
@@ -159,6 +159,12 @@ func Classify(r Request) (Call, *Refusal) {
 	call.Path = emit(route, vars, call.Query)
 	if call.Job != nil {
 		call.Job.Location = call.Query.Get("location")
+	}
+	if parent := call.Query.Get("parentJobId"); call.Method == "bigquery.jobs.list" && parent != "" {
+		if !validID(parent) {
+			return call, invalid("name_job", "parentJobId holds a character other than a letter, digit or one of -._~.")
+		}
+		call.Job = &record.Job{Project: call.Project, ID: parent}
 	}
 	if route.Stance == Deny {
 		return call, stance(route.Route)

@@ -27,6 +27,9 @@ func TestClassify(t *testing.T) {
 			}},
 		{"GET", "/bigquery/v2/projects/p/jobs/j?projection=full", "bigquery.jobs.get", "/bigquery/v2/projects/p/jobs/j?projection=full", nil},
 		{"GET", "/bigquery/v2/projects/p/jobs?stateFilter=done&stateFilter=running&quotaUser=me&autoPaginate=false&maxApiCalls=1", "bigquery.jobs.list", "/bigquery/v2/projects/p/jobs?stateFilter=done&stateFilter=running", nil},
+		{"GET", "/bigquery/v2/projects/p/jobs?parentJobId=j", "bigquery.jobs.list", "/bigquery/v2/projects/p/jobs?parentJobId=j", func(c Call) bool {
+			return *c.Job == record.Job{Project: "p", ID: "j"}
+		}},
 		{"POST", "/bigquery/v2/projects/p/jobs/j/cancel", "bigquery.jobs.cancel", "/bigquery/v2/projects/p/jobs/j/cancel", nil},
 		{"GET", "/bigquery/v2/projects/example.com:p/datasets", "bigquery.datasets.list", "/bigquery/v2/projects/example.com:p/datasets", func(c Call) bool { return c.Project == "example.com:p" }},
 		{"GET", "/bigquery/v2/projects/example.com%3Ap/datasets", "bigquery.datasets.list", "/bigquery/v2/projects/example.com:p/datasets", nil},

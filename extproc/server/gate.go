@@ -373,9 +373,9 @@ func (p *plan) target() {
 func (g *Gate) owned(ctx context.Context, p *plan, probe prober) *refusal {
 	me := ownerOf(p.identity)
 	switch {
-	case p.call.Method == "bigquery.jobs.list":
+	case p.call.Method == "bigquery.jobs.list" && p.route.Job == nil:
 		return &refusal{status: 403, reason: bigquery.ReasonAccessDenied, code: "jobs_list", by: "ownership",
-			message: "jobs.list would show other callers' jobs, since all run under the gateway's account. Ask for your own jobs by their id."}
+			message: "jobs.list would show other callers' jobs, since all run under the gateway's account. Ask for your own jobs by their id, and for a script's by its parentJobId."}
 	case p.facts.SessionID != "" || p.facts.CreateSession:
 		return &refusal{status: 403, reason: bigquery.ReasonAccessDenied, code: "session_unsupported", by: "ownership",
 			message: "BigQuery sessions are not open through this gateway yet. Send the statements as one script."}
@@ -385,24 +385,46 @@ func (g *Gate) owned(ctx context.Context, p *plan, probe prober) *refusal {
 			return notOwned("anonymous table")
 		}
 	case p.route.Job != nil:
-		key := bigquery.JobKey(*p.route.Job)
-		owns, known := g.Owners.Owns(key, me)
-		if known && !owns {
-			return notOwned("job")
-		}
-		if known {
-			return nil
-		}
-		label, err := g.askOwner(ctx, p.route.Job, probe)
+		owns, err := g.ownsJob(ctx, p, *p.route.Job, probe)
 		if err != nil {
 			g.Logger.Warn("owner of a job not found", "job", p.route.Job.String(), "error", err)
 		}
-		if label == "" || label != g.owner(p.call.Project, p.identity.Principal) {
+		if !owns {
 			return notOwned("job")
 		}
-		g.Owners.Put(key, me)
 	}
 	return nil
+}
+
+// ownsJob reports whether the caller made a job: as this replica knows, or as
+// the label says that a replica wrote. The jobs that a script makes belong to
+// whoever made the script; that they carry its labels is nowhere promised.
+func (g *Gate) ownsJob(ctx context.Context, p *plan, j record.Job, probe prober) (bool, error) {
+	me, label := ownerOf(p.identity), g.owner(p.call.Project, p.identity.Principal)
+	asked := []bigquery.Key{}
+	for range 2 { // the job, its parent
+		key := bigquery.JobKey(j)
+		owns, known := g.Owners.Owns(key, me)
+		if !known {
+			asked = append(asked, key)
+			says, parent, err := g.askOwner(ctx, &j, probe)
+			if err != nil {
+				return false, err
+			}
+			if says == "" && parent != "" {
+				j.ID = parent
+				continue
+			}
+			owns = says == label
+		}
+		if owns {
+			for _, k := range asked {
+				g.Owners.Put(k, me)
+			}
+		}
+		return owns, nil
+	}
+	return false, nil
 }
 
 func ownerOf(id *auth.Identity) bigquery.Owner {
@@ -410,29 +432,33 @@ func ownerOf(id *auth.Identity) bigquery.Owner {
 }
 
 // askOwner reads the owner's label, which the gateway wrote when the job was
-// inserted, from BigQuery itself: another replica may have made the job.
-func (g *Gate) askOwner(ctx context.Context, j *record.Job, probe prober) (string, error) {
-	q := url.Values{"fields": {"configuration(labels)"}}
+// inserted, and its parent from BigQuery itself: another replica may have made
+// the job.
+func (g *Gate) askOwner(ctx context.Context, j *record.Job, probe prober) (label, parent string, err error) {
+	q := url.Values{"fields": {"configuration(labels),statistics(parentJobId)"}}
 	if j.Location != "" {
 		q.Set("location", j.Location)
 	}
 	path := "/bigquery/v2/projects/" + url.PathEscape(j.Project) + "/jobs/" + url.PathEscape(j.ID) + "?" + q.Encode()
 	status, body, err := probe(ctx, "owner of job", http.MethodGet, path)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	if status != http.StatusOK {
-		return "", fmt.Errorf("jobs.get answered %d", status)
+		return "", "", fmt.Errorf("jobs.get answered %d", status)
 	}
 	var job struct {
 		Configuration struct {
 			Labels map[string]string `json:"labels"`
 		} `json:"configuration"`
+		Statistics struct {
+			ParentJobID string `json:"parentJobId"`
+		} `json:"statistics"`
 	}
 	if err := json.Unmarshal(body, &job); err != nil {
-		return "", errors.New("jobs.get answered with something that is no job")
+		return "", "", errors.New("jobs.get answered with something that is no job")
 	}
-	return job.Configuration.Labels[labelOwner], nil
+	return job.Configuration.Labels[labelOwner], job.Statistics.ParentJobID, nil
 }
 
 // rewrite puts the decision's limits and labels into the request, and what

@@ -275,6 +275,15 @@ needed := 2 if input.request.job_type in ["load", "copy"]
 needed := levels[method] if {
 	not queries
 	not input.request.job_type in ["load", "copy"]
+	not own_children
+}
+
+needed := 1 if own_children
+
+# The jobs of one script, which the gateway lists to the script's owner only.
+own_children if {
+	method == "bigquery.jobs.list"
+	input.request.job != ""
 }
 
 # Requests that can reach any dataset, because which ones they reach is not

@@ -216,6 +216,8 @@ test_method_level if denied(asks({"method": "bigquery.tables.delete"}), "method_
 
 test_admin_method if denied(asks({"method": "bigquery.jobs.list"}), "method_denied")
 
+test_reader_lists_the_jobs_of_a_script if allowed(asks({"method": "bigquery.jobs.list", "dataset": "", "job": "j"}), "analysts")
+
 test_owner_lists_jobs if allowed(as_owner(asks({"method": "bigquery.jobs.list", "dataset": ""})), "owners")
 
 # Where.
