@@ -18,7 +18,8 @@
 //
 // is answered by the double: a complete BigQuery result of one STRING column
 // whose response body has exactly that many bytes, after the delay. Without a
-// backend a query with no such comment gets one row.
+// backend a query with no such comment gets one row. With run=DURATION its job
+// is RUNNING for so long, or until it is cancelled.
 //
 // # Uploads
 //

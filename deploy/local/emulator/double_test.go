@@ -119,6 +119,36 @@ func TestSyntheticJobs(t *testing.T) {
 	}
 }
 
+func TestJobsThatRun(t *testing.T) {
+	_, url := newDouble(t, Config{})
+	jobs := url + "/bigquery/v2/projects/p/jobs"
+	for id, sql := range map[string]string{"long": "SELECT /*verbatim:run=10m*/ 1", "short": "SELECT /*verbatim:run=1ms*/ 1"} {
+		body := fmt.Sprintf(`{"jobReference":{"projectId":"p","jobId":%q},"configuration":{"query":{"query":%q}}}`, id, sql)
+		if res, b := do(t, "POST", jobs, strings.NewReader(body)); res.StatusCode != 200 {
+			t.Fatalf("%s: %s", res.Status, b)
+		}
+	}
+	time.Sleep(2 * time.Millisecond)
+	state := func(id, want string) {
+		t.Helper()
+		if _, b := do(t, "GET", jobs+"/"+id, nil); !strings.Contains(string(b), want) {
+			t.Errorf("job %s: %s, want %s", id, b, want)
+		}
+	}
+	state("short", `"DONE"`)
+	state("long", `"RUNNING"`)
+	if _, b := do(t, "GET", url+"/bigquery/v2/projects/p/queries/long", nil); !strings.Contains(string(b), `"jobComplete":false`) {
+		t.Errorf("the result of a job that runs: %s", b)
+	}
+	for _, id := range []string{"long", "short"} {
+		do(t, "POST", jobs+"/"+id+"/cancel", nil)
+	}
+	state("long", `"stopped"`)
+	if _, b := do(t, "GET", jobs+"/short", nil); strings.Contains(string(b), "stopped") {
+		t.Error("a job that was done was cancelled")
+	}
+}
+
 func TestCredentialAndLog(t *testing.T) {
 	d, url := newDouble(t, Config{Token: "good-secret", KeepBody: 100})
 	for _, h := range []string{"", "Bearer bad-secret", "good-secret", "Bearer good-secret "} {

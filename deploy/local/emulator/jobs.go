@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -19,6 +20,8 @@ type job struct {
 	// synthetic jobs and discarded loads are the double's own.
 	synthetic *synthetic
 	own       map[string]any
+	until     time.Time // a job of the double's own is RUNNING before
+	cancelled bool
 	// alias is the emulator's id of a load whose id the client chose.
 	alias string
 	// parent is the script that the job, whose resource is own, came from.
@@ -108,7 +111,11 @@ func (d *Double) query(w http.ResponseWriter, r *http.Request, project string) {
 	}
 	if ok || d.proxy == nil {
 		id := newID("synthetic_")
-		d.addJob(id, &job{project: project, synthetic: &s, own: syntheticJob(project, id, q.Query, q.Labels)})
+		d.addJob(id, &job{project: project, synthetic: &s, own: syntheticJob(project, id, q.Query, q.Labels), until: time.Now().Add(s.run)})
+		if s.run > 0 {
+			incomplete(w, queryResponse, project, id)
+			return
+		}
 		stream(w, r, s, queryResponse, project, id)
 		return
 	}
@@ -181,7 +188,7 @@ func (d *Double) insert(w http.ResponseWriter, r *http.Request, project string) 
 			writeError(w, http.StatusNotImplemented, "notImplemented", "no emulator behind: only queries and uploads")
 			return
 		}
-		j.synthetic, j.own = &s, syntheticJob(project, id, c.Query.Query, c.Labels)
+		j.synthetic, j.own, j.until = &s, syntheticJob(project, id, c.Query.Query, c.Labels), time.Now().Add(s.run)
 		if c.DryRun {
 			j.own["configuration"].(map[string]any)["dryRun"] = true
 			j.own["statistics"].(map[string]any)["query"].(map[string]any)["schema"] = syntheticSchema
@@ -193,7 +200,7 @@ func (d *Double) insert(w http.ResponseWriter, r *http.Request, project string) 
 		return
 	}
 	if own {
-		writeJSON(w, http.StatusOK, j.own)
+		writeJSON(w, http.StatusOK, d.stateOf(j))
 		return
 	}
 	replay(r, body)
@@ -225,7 +232,7 @@ func (d *Double) job(w http.ResponseWriter, r *http.Request, project, id string)
 	j := d.knownJob(id)
 	switch {
 	case j != nil && j.own != nil:
-		writeJSON(w, http.StatusOK, j.own)
+		writeJSON(w, http.StatusOK, d.stateOf(j))
 	case j != nil && j.alias != "":
 		r.URL.Path = "/bigquery/v2/projects/" + project + "/jobs/" + j.alias
 		res := d.capture(r)
@@ -243,10 +250,39 @@ func (d *Double) job(w http.ResponseWriter, r *http.Request, project, id string)
 	}
 }
 
-// cancel is jobs.cancel: jobs here are done when they are told of.
+// stateOf is a job of the double's own as it stands now.
+func (d *Double) stateOf(j *job) map[string]any {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := maps.Clone(j.own)
+	switch {
+	case j.cancelled:
+		why := map[string]any{"reason": "stopped", "message": "Job execution was cancelled: User requested cancellation"}
+		now["status"] = map[string]any{"state": "DONE", "errorResult": why, "errors": []any{why}}
+	case time.Now().Before(j.until):
+		now["status"] = map[string]any{"state": "RUNNING"}
+	}
+	return now
+}
+
+func (d *Double) running(j *job) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return !j.cancelled && time.Now().Before(j.until)
+}
+
+// incomplete is the answer to who asked for the result of a job that runs.
+func incomplete(w http.ResponseWriter, kind, project, id string) {
+	writeJSON(w, http.StatusOK, map[string]any{"kind": kind, "jobReference": map[string]any{"projectId": project, "jobId": id, "location": "US"}, "jobComplete": false})
+}
+
+// cancel is jobs.cancel: most jobs here are done when they are told of.
 func (d *Double) cancel(w http.ResponseWriter, r *http.Request, project, id string) {
 	if j := d.knownJob(id); j != nil && j.own != nil {
-		writeJSON(w, http.StatusOK, map[string]any{"kind": "bigquery#jobCancelResponse", "job": j.own})
+		d.mu.Lock()
+		j.cancelled = j.cancelled || time.Now().Before(j.until)
+		d.mu.Unlock()
+		writeJSON(w, http.StatusOK, map[string]any{"kind": "bigquery#jobCancelResponse", "job": d.stateOf(j)})
 		return
 	}
 	d.forward(w, r)
@@ -303,6 +339,10 @@ func (d *Double) results(w http.ResponseWriter, r *http.Request, project, id str
 		return
 	}
 	if j := d.knownJob(id); j != nil && j.synthetic != nil {
+		if d.running(j) {
+			incomplete(w, resultsResponse, project, id)
+			return
+		}
 		if r.URL.Query().Get("maxResults") == "0" {
 			emptyResults(w, *j.synthetic, project, id)
 			return

@@ -18,6 +18,7 @@ import (
 type synthetic struct {
 	bytes int64
 	delay time.Duration
+	run   time.Duration
 }
 
 var directive = regexp.MustCompile(`/\*verbatim:([a-z0-9=,.]+)\*/`)
@@ -35,11 +36,13 @@ func parseSynthetic(sql string) (s synthetic, ok bool, err error) {
 			s.bytes, err = strconv.ParseInt(v, 10, 64)
 		case "delay":
 			s.delay, err = time.ParseDuration(v)
+		case "run":
+			s.run, err = time.ParseDuration(v)
 		default:
 			err = fmt.Errorf("unknown key %q", k)
 		}
 		if err != nil {
-			return synthetic{}, true, fmt.Errorf("synthetic query %s: %w; use bytes=N and delay=DURATION", m[0], err)
+			return synthetic{}, true, fmt.Errorf("synthetic query %s: %w; use bytes=N, delay=DURATION and run=DURATION", m[0], err)
 		}
 	}
 	return s, true, nil
