@@ -118,16 +118,22 @@ func bqStep(ctx context.Context, program, dir string, j job, s step) (result, er
 	return result{}, fmt.Errorf("no step %q", s.Do)
 }
 
-// bqRows reads rows as bq prints them: the last line of its output. A script
-// prints the rows of each statement.
+// bqRows reads rows as bq prints them; of a script, those of each statement, of
+// which the last are wanted.
 func bqRows(out []byte) ([][]any, error) {
-	lines := bytes.Split(bytes.TrimSpace(out), []byte("\n"))
-	var objects []map[string]any
-	if err := json.Unmarshal(lines[len(lines)-1], &objects); err != nil {
+	var parts []json.RawMessage
+	if err := json.Unmarshal(out, &parts); err != nil {
 		return nil, fmt.Errorf("bq printed %.300q: %w", out, err)
 	}
+	if n := len(parts); n > 0 && bytes.HasPrefix(parts[n-1], []byte("[")) {
+		return bqRows(parts[n-1])
+	}
 	rows := [][]any{}
-	for _, o := range objects {
+	for _, p := range parts {
+		var o map[string]any
+		if err := json.Unmarshal(p, &o); err != nil {
+			return nil, fmt.Errorf("bq printed %.300q: %w", out, err)
+		}
 		var r []any
 		for _, name := range slices.Sorted(maps.Keys(o)) {
 			r = append(r, o[name])
