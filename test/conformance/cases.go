@@ -24,6 +24,8 @@ var Cases = []Case{
 	{"labels-on-query", "Labels of jobs.query stand on the job that jobs.get returns.", "extproc/server (ownership)", "polls on another replica are denied (not_owner)"},
 	{"labels-on-insert", "Labels of jobs.insert stand on the job that jobs.get returns, for query and load jobs.", "extproc/server (ownership)", "polls on another replica are denied (not_owner)"},
 	{"labels-by-fields", "jobs.get?fields=configuration(labels) returns the labels.", "extproc/server (ownership)", "polls on another replica are denied (not_owner)"},
+	{"script-children", "jobs.list with parentJobId lists a script's jobs only, and jobs.get of one names the script in statistics.parentJobId.", "extproc/server (ownership)", "the rows of a script's statements are denied (not_owner) in bq; without the filter, jobs.list would show other callers' jobs"},
+	{"discovery", "The API's host answers GET /$discovery/rest?version=v2 to the gateway's credential.", "extproc/bigquery", "bq does not start"},
 	{"label-limits", "A label value may be 63 characters of [a-z0-9_-]; 52 of lower-case base32 fit.", "extproc/server", "queries fail with an error of BigQuery's"},
 	{"maximum-bytes-billed", "maximumBytesBilled below a query's need fails the query before it is billed.", "policy, extproc/bigquery", "a limit of the policy has no effect"},
 	{"request-id", "A jobs.query that repeats a requestId is answered with the first one's job; 52 characters are accepted.", "extproc/server", "a client's retry runs its query twice"},

@@ -193,6 +193,30 @@ var tests = map[string]func(t *testing.T){
 			t.Errorf("label %v", got)
 		}
 	},
+	"script-children": func(t *testing.T) {
+		g := real(t)
+		g.query(map[string]any{"query": "SELECT 'a job of another kind'", "useLegacySql": false, "jobCreationMode": "JOB_CREATION_REQUIRED"})
+		id, loc := g.job(g.query(map[string]any{"query": "DECLARE x INT64 DEFAULT 1; SELECT x;", "useLegacySql": false, "jobCreationMode": "JOB_CREATION_REQUIRED"}))
+		a := g.do("GET", "/bigquery/v2/projects/"+g.project+"/jobs?parentJobId="+id, nil)
+		jobs, _ := a.json(t)["jobs"].([]any)
+		if len(jobs) == 0 {
+			t.Fatalf("no jobs of the script: status %d: %.300s", a.status, a.body)
+		}
+		for _, j := range jobs {
+			ref, _ := j.(map[string]any)["jobReference"].(map[string]any)
+			child, _ := ref["jobId"].(string)
+			s, _ := g.jobGet(child, loc, "&fields=configuration(labels),statistics(parentJobId)")["statistics"].(map[string]any)
+			if s["parentJobId"] != id {
+				t.Errorf("job %s has the parent %v", child, s["parentJobId"])
+			}
+		}
+	},
+	"discovery": func(t *testing.T) {
+		a := real(t).do("GET", "/$discovery/rest?version=v2", nil)
+		if a.status != 200 || a.json(t)["id"] != "bigquery:v2" {
+			t.Errorf("status %d: %.300s", a.status, a.body)
+		}
+	},
 	"label-limits": func(t *testing.T) {
 		if a := real(t).query(map[string]any{"query": "SELECT 1", "useLegacySql": false, "labels": map[string]string{"verbatim_session": longLabel + "01234567890"}}); a.status != 200 {
 			t.Errorf("63 characters: status %d: %.300s", a.status, a.body)
@@ -324,4 +348,3 @@ func TestGoogle(t *testing.T) {
 		})
 	}
 }
-
