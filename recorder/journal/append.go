@@ -196,6 +196,7 @@ func (j *Journal) admit(e *entry, drafts []draft, bound int64, o appendOptions) 
 	e.ticket = record.NewTicket(id)
 	e.first, e.at = j.next, j.clock()
 	j.next += uint64(len(drafts))
+	e.ticket.Last = j.next - 1
 	j.stopping = o.final
 	j.queued += e.charged
 	j.waiting++

@@ -42,6 +42,9 @@ var ErrClosed = errors.New("journal is closed")
 // records are durable when Done is closed and Err is nil.
 type Ticket struct {
 	ID ID // of the exchange of the first draft
+	// Last is the sequence of the last draft's record, 0 where the journal gave
+	// none. The journal sets it before anybody else has the ticket.
+	Last uint64
 
 	done chan struct{}
 	once sync.Once
