@@ -146,7 +146,7 @@ func (e *Emulator) startProcess(ctx context.Context, c *RunConfig) error {
 func (e *Emulator) ready(ctx context.Context, base string) error {
 	client := &http.Client{Timeout: 2 * time.Second}
 	defer client.CloseIdleConnections()
-	why := errors.New("no answer yet")
+	var why error
 	for {
 		r, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"/readyz", nil)
 		if err != nil {
