@@ -272,13 +272,7 @@ func named(leaf *x509.Certificate, names []string) bool {
 func ship(ctx context.Context, cfg *config.Config, j *journal.Journal, log *slog.Logger) {
 	client, err := transport.NewClient(transport.ClientConfig{Socket: cfg.Transport.Local, Gateway: cfg.Gateway, Logger: log})
 	if err == nil {
-		err = client.Ship(ctx, transport.Journal{Acknowledge: j.Acknowledge, Tail: func() transport.Source {
-			t := j.Tail()
-			return transport.SourceFunc(func(ctx context.Context) (transport.Item, error) {
-				item, err := t.Next(ctx)
-				return transport.Item(item), err
-			})
-		}})
+		err = client.Ship(ctx, transport.Journal{Acknowledge: j.Acknowledge, Tail: func() transport.Source { return transport.NewSource(j.Tail()) }})
 	}
 	if err != nil && ctx.Err() == nil {
 		log.Error("shipping ended", "error", err)

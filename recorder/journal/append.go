@@ -28,6 +28,7 @@ type entry struct {
 	first   uint64
 	at      time.Time
 	frames  []record.Frame // encoded, once made is closed
+	buffers [][]byte       // that hold the frames
 	leaves  [][32]byte
 	keys    []*record.DataKey
 	charged int64 // bytes that the queue's account holds for it
@@ -268,17 +269,16 @@ func (j *Journal) render(e *entry, drafts []draft, bound int64) (bodies [][]byte
 	return bodies, "", nil
 }
 
-// seal makes the frames of the bodies.
+// seal makes the frames of the bodies. It changes no body.
 func (j *Journal) seal(e *entry, drafts []draft, keys []*record.DataKey, bodies [][]byte) error {
-	size := 0
+	left := 0
 	for i := range drafts {
-		size += record.Size(drafts[i].Class, len(bodies[i]))
+		left += record.Size(drafts[i].Class, len(bodies[i]))
 	}
-	buf := make([]byte, 0, size)
-	frames := make([]record.Frame, len(drafts))
-	leaves := make([][32]byte, len(drafts))
+	e.frames, e.leaves, e.buffers = make([]record.Frame, len(drafts)), make([][32]byte, len(drafts)), e.buffers[:0]
+	var buf []byte
 	for i := range drafts {
-		d, f := &drafts[i], &frames[i]
+		d, f := &drafts[i], &e.frames[i]
 		*f = record.Frame{
 			Kind: d.Kind, Direction: d.Direction, Flags: d.Flags, Sequence: e.first + uint64(i), Exchange: d.Exchange,
 			Piece: d.Piece, Offset: d.Offset, Time: e.at, Class: d.Class, Expiry: j.cfg.expiry(d.Class, e.at), Body: bodies[i],
@@ -286,21 +286,30 @@ func (j *Journal) seal(e *entry, drafts []draft, keys []*record.DataKey, bodies 
 		if d.expiry != nil {
 			f.Expiry = *d.expiry
 		}
-		if keys[i] != nil {
-			if err := keys[i].Seal(f); err != nil {
-				return fmt.Errorf("append: %w", err)
-			}
+		size := record.Size(d.Class, len(bodies[i]))
+		if cap(buf)-len(buf) < size {
+			// Small frames share a buffer, a large one has its own.
+			buf = getBuffer(max(size, min(left, sharedBuffer)))
+			e.buffers = append(e.buffers, buf)
 		}
+		left -= size
 		var err error
-		if buf, err = f.Encode(buf); err != nil {
+		if keys[i] != nil {
+			buf, err = keys[i].Append(buf, f)
+		} else {
+			buf, err = f.Encode(buf)
+		}
+		if err != nil {
 			return fmt.Errorf("append: %w", err)
 		}
 		f.Body = nil // stored; Raw has it
-		leaves[i] = f.Leaf()
+		e.leaves[i] = f.Leaf()
 	}
-	e.frames, e.leaves = frames, leaves
 	return nil
 }
+
+// sharedBuffer is the size of the buffer that small frames share.
+const sharedBuffer = 16 << 10
 
 // void fills the entry with heartbeats in place of its records.
 func (j *Journal) void(e *entry, n int, word string) {

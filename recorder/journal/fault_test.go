@@ -58,7 +58,11 @@ func (s *story) live(t *testing.T, j *Journal, life int) error {
 		return k.ID, nil
 	}
 	for i := range 9 {
-		id, err := do(fmt.Sprintf("a %d.%d", life, i), fmt.Sprintf("b %d.%d %s", life, i, strings.Repeat("x", 1500)))
+		size := 1500
+		if i == 4 { // a commit in several writes
+			size = gatherBelow
+		}
+		id, err := do(fmt.Sprintf("a %d.%d", life, i), fmt.Sprintf("b %d.%d %s", life, i, strings.Repeat("x", size)))
 		if err != nil {
 			return err
 		}

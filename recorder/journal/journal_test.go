@@ -969,3 +969,78 @@ func TestTailKeepsKeysOfAcknowledgedRecordsBack(t *testing.T) {
 		t.Errorf("%d keys before the record of the second session, want its own alone", keys)
 	}
 }
+
+func TestTailUsesMemoryAgainOnlyWhenTold(t *testing.T) {
+	j, err := Open(testContext(t), testConfig("/j", newMemFS()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var first uint64
+	for i := range 6 {
+		k := j.Append(record.Draft{Kind: record.KindReceived, Session: "s", Body: bytes.Repeat([]byte{byte('a' + i)}, 2000)})
+		if err := k.Wait(testContext(t)); err != nil {
+			t.Fatal(err)
+		}
+		if first == 0 {
+			first = k.ID.Sequence
+		}
+	}
+	if err := j.Close(testContext(t), "test"); err != nil {
+		t.Fatal(err)
+	}
+	for _, recycle := range []bool{false, true} {
+		tail := j.Tail()
+		memory := map[*byte]bool{}
+		var kept []record.Frame
+		for {
+			it, err := tail.Next(testContext(t))
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, _, err := record.Decode(it.Frame.Raw()); err != nil || got.Sequence != it.Frame.Sequence {
+				t.Fatalf("record %d: %v", it.Frame.Sequence, err)
+			}
+			if recycle {
+				tail.Recycle()
+			}
+			if it.Frame.Kind != record.KindReceived {
+				continue
+			}
+			memory[&it.Frame.Raw()[0]] = true
+			if !recycle {
+				kept = append(kept, it.Frame)
+			}
+		}
+		if want := map[bool]int{false: 6, true: 1}[recycle]; len(memory) != want {
+			t.Errorf("recycle %v: the frames lay in %d places, want %d", recycle, len(memory), want)
+		}
+		for i, f := range kept {
+			if f.Sequence != first+uint64(i) {
+				t.Errorf("record %d was overwritten", i)
+			}
+			if _, _, err := record.Decode(f.Raw()); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := tail.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestBuffersAreKeptBySize(t *testing.T) {
+	for _, n := range []int{1, 4 << 10, 5 << 10, record.Size("standard", record.MaxPiece), 10 << 20} {
+		b := getBuffer(n)
+		if len(b) != 0 || cap(b) < n {
+			t.Errorf("%d: a buffer of %d", n, cap(b))
+		}
+		putBuffer(b)
+		putBuffer(make([]byte, n)) // none of these sizes: not kept
+		if b := getBuffer(n); cap(b) < n {
+			t.Errorf("%d: a buffer of %d", n, cap(b))
+		}
+	}
+}

@@ -18,7 +18,7 @@ const tailBuffer = 256 << 10
 type Item struct {
 	Epoch   record.Epoch
 	Gateway string       // that wrote the epoch
-	Frame   record.Frame // in memory of its own; Raw returns the stored bytes
+	Frame   record.Frame // in memory of its own, unless Recycle is called; Raw returns the stored bytes
 }
 
 // Tail reads a journal from its oldest frame that is not acknowledged. It is
@@ -31,8 +31,16 @@ type Tail struct {
 	end  int64 // to which in was opened
 	in   *bufio.Reader
 
-	keys  []Item // wrapped keys that wait for the record behind them
-	queue []Item // to be returned next
+	keys  []tailItem // wrapped keys that wait for the record behind them
+	queue []tailItem // to be returned next
+	last  []byte     // memory of the item that was returned last
+	spare []byte     // for the next frame
+}
+
+// tailItem is an item with the memory that its frame is in.
+type tailItem struct {
+	Item
+	memory []byte
 }
 
 // Tail returns a new reader of everything that is not acknowledged, oldest
@@ -53,9 +61,10 @@ func (j *Journal) Tail() *Tail {
 func (t *Tail) Next(ctx context.Context) (Item, error) {
 	for {
 		if len(t.queue) > 0 {
-			item := t.queue[0]
+			next := t.queue[0]
 			t.queue = t.queue[1:]
-			return item, nil
+			t.last = next.memory
+			return next.Item, nil
 		}
 		if err := ctx.Err(); err != nil {
 			return Item{}, context.Cause(ctx)
@@ -77,7 +86,7 @@ func (t *Tail) Next(ctx context.Context) (Item, error) {
 			t.end = limit
 			t.in.Reset(io.NewSectionReader(t.file, t.at, limit-t.at))
 		}
-		f, err := record.ReadFrame(t.in)
+		f, memory, err := t.read()
 		if err != nil {
 			at := t.at
 			t.end = 0 // read it again next time
@@ -87,16 +96,44 @@ func (t *Tail) Next(ctx context.Context) (Item, error) {
 		t.j.mu.Lock()
 		acked := t.seg.log.acked
 		t.j.mu.Unlock()
-		item := Item{Epoch: t.seg.log.id, Gateway: t.seg.log.gateway, Frame: f}
+		item := tailItem{Item{Epoch: t.seg.log.id, Gateway: t.seg.log.gateway, Frame: f}, memory}
 		switch {
 		case f.Kind == record.KindKey:
 			t.keys = append(t.keys, item)
 		case f.Sequence <= acked:
-			t.keys = nil
+			t.keys, t.spare = nil, memory
 		default:
+			if len(t.keys) == 0 {
+				t.last = memory
+				return item.Item, nil
+			}
 			t.queue, t.keys = append(t.keys, item), nil
 		}
 	}
+}
+
+// read reads a frame, and returns the memory that it is in.
+func (t *Tail) read() (record.Frame, []byte, error) {
+	spare := t.spare
+	t.spare = nil
+	f, err := record.ReadFrameInto(t.in, spare)
+	if err != nil {
+		return f, nil, err
+	}
+	raw := f.Raw()
+	if cap(spare) >= len(raw) {
+		return f, spare, nil
+	}
+	return f, raw, nil
+}
+
+// Recycle says that nobody uses the frame of the last Next any more: its memory
+// is for a frame to come.
+func (t *Tail) Recycle() {
+	if cap(t.last) > cap(t.spare) && cap(t.last) <= pieceSize {
+		t.spare = t.last
+	}
+	t.last = nil
 }
 
 // Close frees the tail's file. The journal is not affected.

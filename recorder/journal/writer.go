@@ -12,8 +12,12 @@ import (
 // one's sealing: about the time of an fdatasync that it may save.
 const patience = 200 * time.Microsecond
 
-// keptBuffer is the largest write buffer that is kept between commits.
-const keptBuffer = 2 * batchBytes
+// gatherBelow is the size up to which frames are gathered into one write, and
+// gatherSize is when what was gathered is written.
+const (
+	gatherBelow = 32 << 10
+	gatherSize  = 256 << 10
+)
 
 // checkpointSize is the stored size of a checkpoint, with room to spare.
 const checkpointSize = 128
@@ -27,7 +31,8 @@ type writer struct {
 	sinceCut int64 // bytes written since the last cut
 	lastCut  time.Time
 	timer    *time.Timer // fires when a cut is due
-	buf      []byte
+	buf      []byte      // gathered for the next write, used again
+	wrote    int64       // bytes of this commit that are in the file
 }
 
 // run is the writer goroutine. It ends after the close record or the first
@@ -120,30 +125,37 @@ func (e *entry) wait(forever bool) bool {
 	}
 }
 
-// commit makes the entries durable with one write and one sync, and settles
-// their tickets.
+// commit makes the entries durable with one sync, and settles their tickets.
+// The checkpoint comes last and binds all in front of it: recovery takes the
+// whole commit or nothing of it, in however many writes it was made.
 func (j *Journal) commit(batch []*entry) error {
 	w := &j.writer
 	cut := false
-	buf := w.buf[:0]
+	var keys []*record.Frame
+	size := int64(checkpointSize)
+	records := 0
 	for _, e := range batch {
 		cut = cut || e.cut
 		for _, k := range e.keys {
 			if f := k.Announce(); f != nil {
-				buf = append(buf, f.Raw()...)
+				keys = append(keys, f)
+				size += int64(len(f.Raw()))
 			}
 		}
-	}
-	records := 0
-	for _, e := range batch {
 		records += len(e.frames)
 		for i := range e.frames {
-			buf = append(buf, e.frames[i].Raw()...)
+			size += int64(len(e.frames[i].Raw()))
 		}
 	}
 	// Rotation writes down what holds before this batch.
-	if err := j.makeRoom(int64(len(buf)) + checkpointSize); err != nil {
+	if err := j.makeRoom(size); err != nil {
 		return err
+	}
+	w.begin()
+	for _, f := range keys {
+		if err := w.add(f.Raw()); err != nil {
+			return err
+		}
 	}
 	for _, e := range batch {
 		for i := range e.frames {
@@ -154,21 +166,24 @@ func (j *Journal) commit(batch []*entry) error {
 			w.sequence = f.Sequence
 			w.head = w.head.Next(e.leaves[i])
 			note(w.open, f)
+			if err := w.add(f.Raw()); err != nil {
+				return err
+			}
 		}
 	}
-	w.sinceCut += int64(len(buf)) + checkpointSize
+	w.sinceCut += size
 	cut = cut || w.sinceCut >= j.cfg.CutBytes || time.Since(w.lastCut) >= j.cfg.CutInterval
-	buf, err := j.checkpoint(buf, cut)
-	if err != nil {
+	if err := j.checkpoint(cut); err != nil {
 		return err
 	}
-	if err := j.write(buf, records, batch); err != nil {
+	if err := j.sync(records, batch); err != nil {
 		return err
-	}
-	if w.buf = buf; cap(buf) > keptBuffer {
-		w.buf = nil
 	}
 	for _, e := range batch {
+		for _, b := range e.buffers {
+			putBuffer(b)
+		}
+		e.frames, e.buffers, e.leaves = nil, nil, nil
 		e.ticket.Settle(nil)
 	}
 	return nil
@@ -184,33 +199,70 @@ func (j *Journal) cut() error {
 		w.timer.Reset(left)
 		return nil
 	}
-	buf, err := j.checkpoint(w.buf[:0], true)
-	if err != nil {
+	w.begin()
+	if err := j.checkpoint(true); err != nil {
 		return err
 	}
-	return j.write(buf, 0, nil)
+	return j.sync(0, nil)
 }
 
-// checkpoint appends a checkpoint of the writer's position.
-func (j *Journal) checkpoint(buf []byte, cut bool) ([]byte, error) {
+// checkpoint adds a checkpoint of the writer's position.
+func (j *Journal) checkpoint(cut bool) error {
 	w := &j.writer
 	cp := record.Checkpoint(w.sequence, w.head, j.clock(), cut)
-	buf, err := cp.Encode(buf)
-	if err != nil {
-		return nil, err
+	var err error
+	if w.buf, err = cp.Encode(w.buf); err != nil {
+		return err
 	}
 	if cut {
 		w.sinceCut, w.lastCut = 0, time.Now()
 	} else {
 		w.timer.Reset(max(0, j.cfg.CutInterval-time.Since(w.lastCut)))
 	}
-	return buf, nil
+	return nil
 }
 
-// write makes the bytes durable at the segment's end and publishes them.
-func (j *Journal) write(buf []byte, records int, batch []*entry) error {
+// begin begins a commit at the segment's end.
+func (w *writer) begin() { w.buf, w.wrote = w.buf[:0], 0 }
+
+// add adds bytes to the commit. Large ones go to the file as they are, without
+// a copy.
+func (w *writer) add(b []byte) error {
+	large := len(b) > gatherBelow
+	if large || len(w.buf)+len(b) > gatherSize {
+		if err := w.flush(); err != nil {
+			return err
+		}
+	}
+	if !large {
+		w.buf = append(w.buf, b...)
+		return nil
+	}
+	return w.put(b)
+}
+
+// flush writes what was gathered.
+func (w *writer) flush() error {
+	err := w.put(w.buf)
+	w.buf = w.buf[:0]
+	return err
+}
+
+func (w *writer) put(b []byte) error {
+	if len(b) == 0 {
+		return nil
+	}
+	if _, err := w.file.WriteAt(b, w.seg.used+w.wrote); err != nil {
+		return err
+	}
+	w.wrote += int64(len(b))
+	return nil
+}
+
+// sync makes the commit durable and publishes it.
+func (j *Journal) sync(records int, batch []*entry) error {
 	w := &j.writer
-	if _, err := w.file.WriteAt(buf, w.seg.used); err != nil {
+	if err := w.flush(); err != nil {
 		return err
 	}
 	if err := w.file.Datasync(); err != nil {
@@ -219,16 +271,16 @@ func (j *Journal) write(buf []byte, records int, batch []*entry) error {
 	j.exchanges.Store(uint64(len(w.open)))
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	w.seg.used += int64(len(buf))
+	w.seg.used += w.wrote
 	w.seg.last, w.seg.log.last = w.sequence, w.sequence
-	j.disk += int64(len(buf))
+	j.disk += w.wrote
 	for _, e := range batch {
 		j.queued -= e.charged
 	}
 	j.waiting -= len(batch)
 	j.stats.Commits++
 	j.stats.Records += uint64(records)
-	j.stats.Bytes += uint64(len(buf))
+	j.stats.Bytes += uint64(w.wrote)
 	j.notify()
 	return nil
 }

@@ -154,19 +154,32 @@ func Size(class string, n int) int { return minFrame + len(class) + n + sealCost
 // body must already be sealed. Afterwards Raw and Leaf answer for these bytes,
 // which must not be changed.
 func (f *Frame) Encode(dst []byte) ([]byte, error) {
-	if len(f.Class) > MaxClass {
-		return dst, fmt.Errorf("retention class %q: longer than %d bytes", f.Class, MaxClass)
-	}
-	if len(f.Body) > MaxBody+sealCost {
-		return dst, fmt.Errorf("%s record: body of %d bytes is above the limit of %d", f.Kind, len(f.Body), MaxBody)
+	if err := f.check(len(f.Body)); err != nil {
+		return dst, err
 	}
 	start := len(dst)
-	dst = binary.BigEndian.AppendUint32(dst, uint32(fixedHeader-4+len(f.Class)+len(f.Body)+trailer))
+	dst = binary.BigEndian.AppendUint32(dst, f.length(len(f.Body)))
 	dst = f.header(dst)
 	dst = append(dst, f.Body...)
 	dst = binary.BigEndian.AppendUint32(dst, crc32.Checksum(dst[start:], castagnoli))
 	f.raw = dst[start:len(dst):len(dst)]
 	return dst, nil
+}
+
+// check refuses what no frame can hold; n is the length of the stored body.
+func (f *Frame) check(n int) error {
+	if len(f.Class) > MaxClass {
+		return fmt.Errorf("retention class %q: longer than %d bytes", f.Class, MaxClass)
+	}
+	if n > MaxBody+sealCost {
+		return fmt.Errorf("%s record: body of %d bytes is above the limit of %d", f.Kind, n, MaxBody)
+	}
+	return nil
+}
+
+// length is the value of the frame's first field for a stored body of n bytes.
+func (f *Frame) length(n int) uint32 {
+	return uint32(fixedHeader - 4 + len(f.Class) + n + trailer)
 }
 
 // Decode reads the first frame of b and returns it with its length in bytes.
@@ -213,20 +226,30 @@ func Decode(b []byte) (Frame, int, error) {
 
 // ReadFrame reads one frame from r into memory of its own. At the end of r
 // between two frames it returns io.EOF, within a frame [ErrTorn].
-func ReadFrame(r io.Reader) (Frame, error) {
-	var head [4]byte
-	if _, err := io.ReadFull(r, head[:]); err != nil {
+func ReadFrame(r io.Reader) (Frame, error) { return ReadFrameInto(r, nil) }
+
+// ReadFrameInto is ReadFrame into the memory of buf, up to its capacity; a
+// larger frame gets memory of its own.
+func ReadFrameInto(r io.Reader, buf []byte) (Frame, error) {
+	if cap(buf) < minFrame {
+		buf = make([]byte, minFrame)
+	}
+	head := buf[:4]
+	if _, err := io.ReadFull(r, head); err != nil {
 		if errors.Is(err, io.ErrUnexpectedEOF) {
 			return Frame{}, ErrTorn
 		}
 		return Frame{}, err
 	}
-	n := int(binary.BigEndian.Uint32(head[:])) + 4
+	n := int(binary.BigEndian.Uint32(head)) + 4
 	if n < minFrame || n > MaxFrame {
 		return Frame{}, fmt.Errorf("frame length %d is outside %d to %d", n, minFrame, MaxFrame)
 	}
-	b := make([]byte, n)
-	copy(b, head[:])
+	b := buf[:min(n, cap(buf))]
+	if len(b) < n {
+		b = make([]byte, n)
+		copy(b, head)
+	}
 	if _, err := io.ReadFull(r, b[4:]); err != nil {
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 			return Frame{}, ErrTorn

@@ -2,9 +2,13 @@ package record
 
 import (
 	"bytes"
+	"crypto/aes"
+	"crypto/cipher"
 	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"sync"
 	"sync/atomic"
@@ -44,7 +48,7 @@ type DataKey struct {
 	epoch Epoch
 	once  sync.Once // guards the making of the four below
 	id    KeyID
-	aead  *subtle.AESGCM
+	aead  cipher.AEAD // AES-256-GCM, its random nonce in front: the form of Tink's
 	frame *Frame
 	err   error
 
@@ -116,8 +120,11 @@ func (k *DataKey) make(wrap tink.HybridEncrypt, now time.Time) error {
 	if _, err := rand.Read(k.id[:]); err != nil {
 		return fmt.Errorf("data key: %w", err)
 	}
-	var err error
-	if k.aead, err = subtle.NewAESGCM(raw[:]); err != nil {
+	block, err := aes.NewCipher(raw[:])
+	if err == nil {
+		k.aead, err = cipher.NewGCMWithRandomNonce(block)
+	}
+	if err != nil {
 		return fmt.Errorf("data key: %w", err)
 	}
 	wrapped, err := wrap.Encrypt(raw[:], wrapInfo(k.epoch, k.id))
@@ -149,12 +156,28 @@ func (k *DataKey) Announce() *Frame {
 // Everything else in the frame's header must be final.
 func (k *DataKey) Seal(f *Frame) error {
 	f.Key = k.id
-	sealed, err := k.aead.Encrypt(f.Body, sealAAD(k.epoch, f))
-	if err != nil {
-		return fmt.Errorf("seal: %w", err)
-	}
-	f.Body = sealed
+	f.Body = k.aead.Seal(nil, nil, f.Body, sealAAD(k.epoch, f))
 	return nil
+}
+
+// Append does what Seal and [Frame.Encode] do, with no copy of the body in
+// between: it appends the stored form of the frame, whose body is still plain,
+// to dst and returns the extended slice. Afterwards the frame's body is the
+// sealed one within dst.
+func (k *DataKey) Append(dst []byte, f *Frame) ([]byte, error) {
+	f.Key = k.id
+	if err := f.check(len(f.Body) + sealCost); err != nil {
+		return dst, err
+	}
+	start := len(dst)
+	dst = binary.BigEndian.AppendUint32(dst, f.length(len(f.Body)+sealCost))
+	dst = f.header(dst)
+	body := len(dst)
+	dst = k.aead.Seal(dst, nil, f.Body, sealAAD(k.epoch, f))
+	f.Body = dst[body:len(dst):len(dst)]
+	dst = binary.BigEndian.AppendUint32(dst, crc32.Checksum(dst[start:], castagnoli))
+	f.raw = dst[start:len(dst):len(dst)]
+	return dst, nil
 }
 
 // Key returns the id of the session's data key. When the key is new, fresh is

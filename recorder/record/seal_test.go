@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/tink-crypto/tink-go/v2/keyset"
 )
@@ -317,5 +318,69 @@ func TestTenantFiles(t *testing.T) {
 	}
 	if _, err := NewSealer(SealerConfig{}); err == nil {
 		t.Error("a sealer without a keyset")
+	}
+}
+
+func TestAppendIsSealAndEncode(t *testing.T) {
+	tenant, err := NewTenant()
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := tenant.Public()
+	if err != nil {
+		t.Fatal(err)
+	}
+	epoch, err := NewEpoch(time.Unix(1_700_000_000, 0), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := NewSealer(SealerConfig{Epoch: epoch, Tenant: public})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := s.DataKey("session", time.Unix(1_700_000_000, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := NewOpener(tenant)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := o.Add(epoch, k.Announce()); err != nil {
+		t.Fatal(err)
+	}
+	frame := func(plain []byte) Frame {
+		return Frame{Kind: KindPayload, Direction: DirectionResponse, Sequence: 7, Exchange: 5, Piece: 3, Offset: 9,
+			Time: time.Unix(1_700_000_001, 2).UTC(), Expiry: time.Unix(1_800_000_000, 0).UTC(), Class: "standard", Body: plain}
+	}
+	for _, n := range []int{0, 1, 1000, MaxPiece} {
+		plain := bytes.Repeat([]byte{'x'}, n)
+		f := frame(plain)
+		dst := make([]byte, 3, 3+Size("standard", n))
+		b, err := k.Append(dst, &f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if &b[0] != &dst[0] || len(b) != 3+Size("standard", n) {
+			t.Errorf("%d bytes: the frame of %d did not go into the memory that was given", n, len(b))
+		}
+		got, _, err := Decode(b[3:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if opened, err := o.Open(epoch, &got); err != nil || !bytes.Equal(opened, plain) {
+			t.Errorf("%d bytes: opened %d, %v", n, len(opened), err)
+		}
+		if f.Leaf() != got.Leaf() || !bytes.Equal(f.Body, got.Body) || f.Key != k.ID() {
+			t.Error("the frame is not the one that was appended")
+		}
+		got.Sequence++
+		if _, err := o.Open(epoch, &got); err == nil {
+			t.Error("the header is not bound to the body")
+		}
+	}
+	f := frame(make([]byte, MaxBody+1))
+	if b, err := k.Append(nil, &f); err == nil || len(b) != 0 {
+		t.Errorf("a body above the limit: %d bytes, %v", len(b), err)
 	}
 }

@@ -2,6 +2,7 @@ package transport
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -282,6 +283,10 @@ func (s *shipment) send() error {
 	if c, ok := src.(io.Closer); ok {
 		defer c.Close()
 	}
+	recycle := func() {}
+	if r, ok := src.(recycler); ok {
+		recycle = r.Recycle
+	}
 	var (
 		began     bool
 		gateway   string
@@ -331,7 +336,7 @@ func (s *shipment) send() error {
 		case len(f.Raw()) == 0:
 			return fmt.Errorf("read the journal: epoch %s: a %s frame without its stored bytes", item.Epoch, f.Kind)
 		case f.Kind == record.KindKey:
-			keys, keyBytes = append(keys, f.Raw()), keyBytes+len(f.Raw())
+			keys, keyBytes = append(keys, bytes.Clone(f.Raw())), keyBytes+len(f.Raw())
 			if keyBytes > maxPendingKeys {
 				err = sendFrame(nil, false)
 			}
@@ -354,6 +359,7 @@ func (s *shipment) send() error {
 		if err != nil {
 			return err
 		}
+		recycle()
 	}
 }
 

@@ -49,9 +49,15 @@ type Item struct {
 // acknowledged. Next blocks until there is a frame. It returns io.EOF or
 // [record.ErrClosed] when the journal is closed and all was read. It is used by
 // one goroutine. A source that is an [io.Closer] is closed at the end.
+//
+// Where it has a method Recycle(), a transport may call it when it is done with
+// the item that Next returned last: its memory is used again.
 type Source interface {
 	Next(ctx context.Context) (Item, error)
 }
+
+// recycler is a [Source] that uses memory again.
+type recycler interface{ Recycle() }
 
 // SourceFunc makes a function a [Source].
 type SourceFunc func(ctx context.Context) (Item, error)
@@ -73,15 +79,22 @@ func NewSource[I ~struct {
 		i, err := tail.Next(ctx)
 		return Item(i), err
 	})
-	if c, ok := tail.(io.Closer); ok {
-		return closingSource{s, c}
+	c, closes := tail.(io.Closer)
+	r, recycles := tail.(recycler)
+	switch {
+	case closes && recycles:
+		return struct {
+			SourceFunc
+			io.Closer
+			recycler
+		}{s, c, r}
+	case closes:
+		return struct {
+			SourceFunc
+			io.Closer
+		}{s, c}
 	}
 	return s
-}
-
-type closingSource struct {
-	SourceFunc
-	io.Closer
 }
 
 // Journal is the gateway's side of a transport.
