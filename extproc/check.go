@@ -87,6 +87,9 @@ func describe(ctx context.Context, cfg *config.Config, verifier *auth.Verifier, 
 	if _, err := readTenant(cfg.Sealing.Tenant); err != nil {
 		problems = append(problems, err)
 	}
+	if _, err := readDeployment(cfg.Sealing.Key); err != nil {
+		problems = append(problems, err)
+	}
 	if _, err := revocations(cfg.Revocations, verifier); err != nil {
 		problems = append(problems, err)
 	}
@@ -117,6 +120,11 @@ func describe(ctx context.Context, cfg *config.Config, verifier *auth.Verifier, 
 	l := cfg.Limits
 	fmt.Fprintf(w, "memory\t%s = %d exchanges x (%s window + %s share) + %s budget + %s base\n", l.Memory(), l.Exchanges, l.Window, l.Share, l.Budget, config.BaseMemory)
 	fmt.Fprintf(w, "journal\t%s, at most %s and %s in reserve; a cut each %s or %s\n", cfg.Journal.Dir, cfg.Journal.Limit, cfg.Journal.Reserve, cfg.Journal.CutBytes, cfg.Journal.CutInterval)
+	signed := "epochs certified by " + cfg.Sealing.Key
+	if cfg.Sealing.Key == "" {
+		signed = "epochs not certified: set sealing.key"
+	}
+	fmt.Fprintf(w, "sealing\tto %s, %s\n", cfg.Sealing.Tenant, signed)
 	fmt.Fprintf(w, "transport\tlocal, sink at %s\n", cfg.Transport.Local)
 	for _, i := range cfg.Issuers {
 		groups := "no groups"

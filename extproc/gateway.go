@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/tink-crypto/tink-go/v2/keyset"
+	"golang.org/x/mod/sumdb/note"
 
 	"verbatim.dev/envoy"
 	"verbatim.dev/extproc/auth"
@@ -275,6 +276,22 @@ func readTenant(file string) (*keyset.Handle, error) {
 		return nil, fmt.Errorf("sealing: %s: %w; it must be the public keyset that \"recorder key new\" wrote", file, err)
 	}
 	return h, nil
+}
+
+// readDeployment reads the deployment's signing key; nil for no file.
+func readDeployment(file string) (note.Signer, error) {
+	if file == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("sealing.key: %w", err)
+	}
+	s, err := note.NewSigner(strings.TrimSpace(string(b)))
+	if err != nil { // note's error does not hold the key
+		return nil, fmt.Errorf("sealing.key: %s holds no signing key (PRIVATE+KEY+...): %w; \"recorder key new\" makes one", file, err)
+	}
+	return s, nil
 }
 
 // pool reads PEM certificates.

@@ -78,6 +78,14 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 
+	deployment, err := readDeployment(cfg.Sealing.Key)
+	if err != nil {
+		return err
+	}
+	if deployment == nil {
+		log.Warn("no sealing.key: nobody can tell this gateway's records from another's; make one with recorder key new")
+	}
+
 	background, stopBackground := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBackground()
 	g := newGateway(log)
@@ -87,7 +95,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	var srv *server.Server
 	j, err := journal.Open(ctx, journal.Config{
-		Dir: cfg.Journal.Dir, Gateway: cfg.Gateway, Version: record.Build, Tenant: tenant,
+		Dir: cfg.Journal.Dir, Gateway: cfg.Gateway, Version: record.Build, Tenant: tenant, Deployment: deployment,
 		Class: cfg.Retention.Default, Retention: cfg.Retention.Classes,
 		Limit: cfg.Journal.Limit.Bytes(), Reserve: cfg.Journal.Reserve.Bytes(), SegmentSize: cfg.Journal.Segment.Bytes(),
 		CutBytes: cfg.Journal.CutBytes.Bytes(), CutInterval: cfg.Journal.CutInterval, Heartbeat: cfg.Journal.Heartbeat, Logger: log,

@@ -109,6 +109,9 @@ type Journal struct {
 // Sealing names whom records are sealed to.
 type Sealing struct {
 	Tenant string `yaml:"tenant" path:"file"` // the tenant's public keyset
+	// Key is the deployment's signing key, as "recorder key new" wrote it. It
+	// certifies each epoch's own key. Empty: epochs are nobody's.
+	Key string `yaml:"key" path:"file"`
 }
 
 // Transport says how records get to the sink.

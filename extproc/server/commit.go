@@ -41,7 +41,7 @@ func (x *exchange) commit(drafts []record.Draft, then func()) {
 			l.taken()
 		}
 		if x.id.Sequence == 0 {
-			x.id = c.ticket.ID
+			x.id, x.receipt = c.ticket.ID, c.ticket.Receipt
 		}
 	}
 	x.commits = append(x.commits, c)
@@ -139,7 +139,7 @@ func (x *exchange) unrecorded(err error) {
 		return
 	}
 	x.refused()
-	x.send(immediateReply(r, ""), 0)
+	x.send(immediateReply(r, "", ""), 0)
 	x.phase = phaseDone
 }
 

@@ -28,7 +28,7 @@ func (x *exchange) deny(r *refusal) {
 	head := x.draft()
 	head.Kind, head.Direction, head.Flags = record.KindPayload, record.DirectionResponse, record.FlagHead
 	head.Render = func(id record.ID) ([]byte, error) {
-		return record.Marshal(record.Head{Status: r.status, Headers: r.headers(id.String())})
+		return record.Marshal(record.Head{Status: r.status, Headers: r.headers("")})
 	}
 	piece := x.draft()
 	piece.Kind, piece.Direction = record.KindPayload, record.DirectionResponse
@@ -47,7 +47,7 @@ func (x *exchange) deny(r *refusal) {
 		return render(id)
 	}
 	x.commit(append(drafts, head, piece, outcome), func() {
-		x.send(immediateReply(r, x.id.String()), 0)
+		x.send(immediateReply(r, x.id.String(), x.receipt), 0)
 		x.phase = phaseDone
 	})
 }

@@ -88,6 +88,7 @@ type exchange struct {
 	req     *request
 	plan    *plan
 	id      record.ID // zero until the first record
+	receipt string    // signed, of the same record
 	begun   bool      // the intent was appended
 	commits []commit
 	out     []reply

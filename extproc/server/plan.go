@@ -222,7 +222,6 @@ func (p *plan) responseHead(h *extproc.HttpHeaders, receipt string) (*record.Hea
 		}
 		head.Headers = append(head.Headers, record.Header{Name: name, Value: value})
 	}
-	head.Headers = append(head.Headers, record.Header{Name: ReceiptHeader, Value: receipt})
 	return head, m, refused
 }
 

@@ -33,7 +33,7 @@ func (s *Server) probe(x *exchange) prober {
 			if err := t.Wait(ctx); err != nil {
 				return 0, nil, fmt.Errorf("received record: %w", err)
 			}
-			x.id = t.ID
+			x.id, x.receipt = t.ID, t.Receipt
 		}
 		p := record.Probe{At: s.cfg.Now().UTC(), Purpose: purpose, Method: method, Path: path}
 		status, body, err := ask(ctx, x.plan.conn, credential.Caller{Session: x.plan.session, Principal: x.plan.identity.Principal}, method, path)

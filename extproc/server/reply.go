@@ -12,7 +12,8 @@ import (
 )
 
 const (
-	// ReceiptHeader carries the exchange's id to the caller.
+	// ReceiptHeader carries the exchange's signed receipt to the caller, see
+	// [record.Receipt]. Records of heads leave it out: it is about a record.
 	ReceiptHeader = "x-verbatim-receipt"
 	// UpstreamHeader names the Envoy cluster that the request goes to. Envoy's
 	// route reads it; what a client sends under this name is dropped.
@@ -101,15 +102,16 @@ func responseTrailersReply() *extproc.ProcessingResponse {
 	return &extproc.ProcessingResponse{Response: &extproc.ProcessingResponse_ResponseTrailers{ResponseTrailers: &extproc.TrailersResponse{}}}
 }
 
-// immediateReply answers in BigQuery's place.
-func immediateReply(r *refusal, receipt string) *extproc.ProcessingResponse {
+// immediateReply answers in BigQuery's place. The text names the id, the header
+// holds the whole receipt; both are empty where nothing was recorded.
+func immediateReply(r *refusal, id, receipt string) *extproc.ProcessingResponse {
 	m := &extproc.HeaderMutation{}
 	for _, h := range r.headers(receipt) {
 		m.SetHeaders = append(m.SetHeaders, setHeader(h.Name, h.Value))
 	}
 	return &extproc.ProcessingResponse{Response: &extproc.ProcessingResponse_ImmediateResponse{
 		ImmediateResponse: &extproc.ImmediateResponse{
-			Status: &typev3.HttpStatus{Code: typev3.StatusCode(r.status)}, Headers: m, Body: r.body(receipt), Details: "verbatim_" + r.code,
+			Status: &typev3.HttpStatus{Code: typev3.StatusCode(r.status)}, Headers: m, Body: r.body(id), Details: "verbatim_" + r.code,
 		},
 	}}
 }

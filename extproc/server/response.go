@@ -14,7 +14,7 @@ func (x *exchange) responseHead(h *extproc.HttpHeaders) {
 		return
 	}
 	x.firstByte = x.now()
-	head, mutation, refused := x.plan.responseHead(h, x.id.String())
+	head, mutation, refused := x.plan.responseHead(h, x.receipt)
 	x.resHead, x.status = head, head.Status
 	if refused != nil {
 		x.deny(refused)

@@ -305,6 +305,9 @@ func (j *Journal) seal(e *entry, drafts []draft, keys []*record.DataKey, bodies 
 		f.Body = nil // stored; Raw has it
 		e.leaves[i] = f.Leaf()
 	}
+	if f := &e.frames[0]; f.Exchange == f.Sequence && (f.Kind == record.KindIntent || f.Kind == record.KindReceived) {
+		e.ticket.Receipt = j.key.Receipt(e.ticket.ID, e.leaves[0]).String()
+	}
 	return nil
 }
 

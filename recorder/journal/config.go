@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/tink-crypto/tink-go/v2/keyset"
+	"golang.org/x/mod/sumdb/note"
 	"verbatim.dev/recorder/record"
 )
 
@@ -20,6 +21,10 @@ type Config struct {
 	Version string
 	// Tenant is the tenant's public keyset, to which data keys are wrapped.
 	Tenant *keyset.Handle
+	// Deployment signs each epoch's certificate. Nil: the epochs' keys are
+	// nobody's, and a verifier can say no more than that each epoch is one piece.
+	Deployment note.Signer
+
 	// Class is the retention class of records that name none, and of the
 	// gateway's own. Retention says how long each class is kept, 0 for ever. A
 	// record of a class that is not in it is refused.

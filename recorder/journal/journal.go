@@ -29,6 +29,7 @@ type Journal struct {
 	epoch  record.Epoch
 	live   *epochLog
 	sealer *record.Sealer
+	key    *record.EpochKey
 	opened time.Time
 
 	refused   atomic.Uint64
@@ -133,6 +134,9 @@ func (j *Journal) open(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
+	if j.key, err = record.NewEpochKey(j.cfg.Gateway, j.epoch, nil); err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
 	first, err := j.firstDrafts(last)
 	if err != nil {
 		return err
@@ -213,14 +217,26 @@ func (j *Journal) recoverAll(ctx context.Context) (last recovered, err error) {
 	return last, nil
 }
 
+func rootHex(t record.Tree) string {
+	root := t.Root()
+	return hex.EncodeToString(root[:])
+}
+
 // firstDrafts are the open record and the outcomes of what the last epoch left
 // open. They are one append, and so one commit: a later recovery that finds this
 // epoch knows that the earlier ones are dealt with.
 func (j *Journal) firstDrafts(last recovered) ([]draft, error) {
-	body := record.Open{Gateway: j.cfg.Gateway, Version: j.cfg.Version, Opened: j.opened.UTC()}
+	body := record.Open{Gateway: j.cfg.Gateway, Version: j.cfg.Version, Opened: j.opened.UTC(), Key: j.key.Public()}
+	if j.cfg.Deployment != nil {
+		var err error
+		c := record.Certificate{Gateway: j.cfg.Gateway, Epoch: j.epoch, Key: j.key.Public(), Opened: body.Opened}
+		if body.Certificate, err = c.Certify(j.cfg.Deployment); err != nil {
+			return nil, fmt.Errorf("journal: %w", err)
+		}
+	}
 	if last.log != nil {
 		body.Previous = &record.EpochEnd{
-			Epoch: last.log.id.String(), Sequence: last.sequence, Head: hex.EncodeToString(last.head[:]),
+			Epoch: last.log.id.String(), Sequence: last.sequence, Head: hex.EncodeToString(last.head[:]), Root: rootHex(last.tree),
 			Closed: last.closed, Truncated: last.truncated,
 		}
 	}

@@ -150,7 +150,7 @@ func (j *Journal) recoverSegment(seg *segment, from scanned, oldest, last bool) 
 		if p.sequence == 0 && p.head != record.NewChain(seg.log.id, gateway) {
 			return at, &DamageError{File: seg.name, Err: errors.New("its state file does not begin the epoch's chain")}
 		}
-	} else if p.sequence != from.sequence || p.head != from.head || gateway != seg.log.gateway {
+	} else if p.sequence != from.sequence || p.head != from.head || p.tree != from.tree || gateway != seg.log.gateway {
 		return at, &DamageError{File: seg.name, Err: fmt.Errorf("it does not follow sequence %d: a segment before it is missing or cut", from.sequence)}
 	}
 	f, err := j.fs.Open(seg.name)
@@ -181,7 +181,15 @@ func (j *Journal) recoverSegment(seg *segment, from scanned, oldest, last bool) 
 		}
 	}
 	if !at.cut {
-		cp := record.Checkpoint(at.sequence, at.head, j.opened, true)
+		// Its key is gone: the last checkpoint is stated again, as a cut.
+		last := at.last
+		if last.Kind != record.KindCheckpoint {
+			return at, &DamageError{File: seg.name, Offset: at.offset, Err: errors.New("the segment before it does not end with a cut")}
+		}
+		cp, err := record.Recut(&last)
+		if err != nil {
+			return at, err
+		}
 		b, err := cp.Encode(nil)
 		if err != nil {
 			return at, err

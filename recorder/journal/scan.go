@@ -23,11 +23,12 @@ type exchange struct {
 type position struct {
 	sequence uint64 // of the last leaf before it
 	head     record.ChainHead
+	tree     record.Tree
 	open     map[uint64]exchange
 }
 
-// note takes a leaf frame into account.
-func note(open map[uint64]exchange, f *record.Frame) {
+// account takes a leaf frame into account.
+func account(open map[uint64]exchange, f *record.Frame) {
 	switch f.Kind {
 	case record.KindReceived, record.KindIntent:
 		open[f.Exchange] = exchange{class: f.Class, expiry: f.Expiry}
@@ -38,11 +39,12 @@ func note(open map[uint64]exchange, f *record.Frame) {
 
 // scanned is what a scan of a segment found.
 type scanned struct {
-	position       // at the last good checkpoint
-	offset   int64 // behind the last good checkpoint
-	cut      bool  // the last good checkpoint is a cut
-	closed   bool  // the last leaf is a close record
-	commits  int   // good checkpoints
+	position              // at the last good checkpoint
+	offset   int64        // behind the last good checkpoint
+	cut      bool         // the last good checkpoint is a cut
+	closed   bool         // the last leaf is a close record
+	last     record.Frame // the last good checkpoint, in memory of its own
+	commits  int          // good checkpoints
 	// bad says what is wrong with the bytes at the offset badAt, nil where only
 	// zeros follow. later counts good checkpoints behind it, up to 2.
 	bad   error
@@ -56,7 +58,7 @@ type scanned struct {
 // frame, the sequence and the chain. The error is one of reading; what is wrong
 // with the bytes is in the result. Memory is bounded by the largest frame.
 func scanSegment(r io.ReaderAt, size int64, from scanned) (scanned, error) {
-	s := scanned{position: from.position, cut: from.cut, closed: from.closed}
+	s := scanned{position: from.position, cut: from.cut, closed: from.closed, last: from.last}
 	s.open = maps.Clone(from.open)
 	if s.open == nil {
 		s.open = map[uint64]exchange{}
@@ -67,6 +69,7 @@ func scanSegment(r io.ReaderAt, size int64, from scanned) (scanned, error) {
 		at       int64
 		sequence = s.sequence
 		head     = s.head
+		tree     = s.tree
 		closed   = s.closed
 		pending  []record.Frame // headers only
 	)
@@ -93,20 +96,22 @@ func scanSegment(r io.ReaderAt, size int64, from scanned) (scanned, error) {
 				stop(fmt.Errorf("key frame with sequence %d", f.Sequence))
 			}
 		case f.Kind == record.KindCheckpoint:
-			stated, err := record.CheckpointHead(&f)
+			stated, err := record.Stated(&f)
 			switch {
 			case err != nil:
 				stop(err)
 			case f.Sequence != sequence:
 				stop(fmt.Errorf("checkpoint of sequence %d behind sequence %d", f.Sequence, sequence))
-			case stated != head:
-				stop(fmt.Errorf("checkpoint of sequence %d states another chain than its records give", sequence))
+			case stated.Head != head || stated.Root != tree.Root():
+				stop(fmt.Errorf("checkpoint of sequence %d states another chain or tree than its records give", sequence))
 			default:
 				for i := range pending {
-					note(s.open, &pending[i])
+					account(s.open, &pending[i])
 				}
 				pending = pending[:0]
-				s.sequence, s.head, s.closed = sequence, head, closed
+				s.sequence, s.head, s.tree, s.closed = sequence, head, tree, closed
+				s.last = f
+				s.last.Body = bytes.Clone(f.Body)
 				s.offset, s.cut = at+int64(n), f.Flags&record.FlagCut != 0
 				s.commits++
 			}
@@ -114,7 +119,9 @@ func scanSegment(r io.ReaderAt, size int64, from scanned) (scanned, error) {
 			stop(fmt.Errorf("record %d where %d belongs", f.Sequence, sequence+1))
 		default:
 			sequence++
-			head = head.Next(f.Leaf())
+			leaf := f.Leaf()
+			head = head.Next(leaf)
+			tree.Add(leaf)
 			closed = f.Kind == record.KindClose
 			if f.Kind == record.KindReceived || f.Kind == record.KindIntent || f.Kind == record.KindOutcome {
 				pending = append(pending, record.Frame{Kind: f.Kind, Exchange: f.Exchange, Class: f.Class, Expiry: f.Expiry})
@@ -133,15 +140,10 @@ func scanSegment(r io.ReaderAt, size int64, from scanned) (scanned, error) {
 
 // examine looks at what follows the last good checkpoint.
 func (s *scanned) examine(r io.ReaderAt, size int64) error {
-	// The beginning of a checkpoint frame: its length, version and kind.
-	sample := record.Checkpoint(0, record.ChainHead{}, time.Unix(0, 0), false)
-	raw, err := sample.Encode(nil)
-	if err != nil {
-		return err
-	}
+	// A checkpoint frame holds its version and kind behind its length.
 	var (
-		mark    = raw[:6]
-		overlap = len(raw) - 1
+		mark    = []byte{record.Version, byte(record.KindCheckpoint)}
+		overlap = checkpointSize - 1
 		buf     = make([]byte, 256<<10)
 		last    = s.offset // behind the last byte that is not zero
 	)
@@ -157,18 +159,18 @@ func (s *scanned) examine(r io.ReaderAt, size int64) error {
 		if t := bytes.TrimRight(b, "\x00"); len(t) > 0 {
 			last = max(last, at+int64(len(t)))
 		}
-		for i := 0; s.later < 2; {
+		for i := 4; s.later < 2 && i < n; i++ {
 			k := bytes.Index(b[i:], mark)
-			if k < 0 || i+k+len(raw) > n {
+			if k < 0 {
 				break
 			}
 			i += k
-			if at+int64(i) >= s.badAt {
-				if f, m, err := record.Decode(b[i:]); err == nil && m == len(raw) && f.Kind == record.KindCheckpoint {
-					s.later++
-				}
+			if at+int64(i-4) < s.badAt {
+				continue
 			}
-			i++
+			if f, m, err := record.Decode(b[i-4:]); err == nil && m <= checkpointSize && f.Kind == record.KindCheckpoint {
+				s.later++
+			}
 		}
 		if at+int64(n) >= size || n <= overlap {
 			break

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"verbatim.dev/recorder/record"
+	"verbatim.dev/recorder/record/recordtest"
 )
 
 // segmentBytes returns a segment of an epoch with commits of the given numbers
@@ -18,6 +19,11 @@ import (
 func segmentBytes(t testing.TB, e record.Epoch, commits ...int) (b []byte, ends []int) {
 	t.Helper()
 	head, sequence := record.NewChain(e, "gw-1"), uint64(0)
+	var tree record.Tree
+	key, err := record.NewEpochKey("gw-1", e, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	at := time.Unix(1_700_000_000, 0)
 	add := func(f record.Frame) {
 		var err error
@@ -26,6 +32,7 @@ func segmentBytes(t testing.TB, e record.Epoch, commits ...int) (b []byte, ends 
 		}
 		if f.Kind.Leaf() {
 			head = head.Next(f.Leaf())
+			tree.Add(f.Leaf())
 		}
 	}
 	for c, n := range commits {
@@ -38,7 +45,11 @@ func segmentBytes(t testing.TB, e record.Epoch, commits ...int) (b []byte, ends 
 			}
 			add(f)
 		}
-		add(record.Checkpoint(sequence, head, at, c%2 == 1))
+		cp, err := record.Checkpoint(record.Statement{Gateway: "gw-1", Epoch: e, Size: sequence, Root: tree.Root(), Head: head, Time: at}, key.Signer(), c%2 == 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		add(cp)
 		ends = append(ends, len(b))
 	}
 	return b, ends
@@ -148,7 +159,7 @@ func FuzzScanSegment(f *testing.F) {
 
 func FuzzDecodeState(f *testing.F) {
 	e := record.Epoch{9}
-	p := position{sequence: 41, head: record.ChainHead{1, 2}, open: map[uint64]exchange{7: {class: "long"}, 3: {class: "standard", expiry: time.Unix(1_800_000_000, 0).UTC()}}}
+	p := position{sequence: 41, head: record.ChainHead{1, 2}, tree: treeOf(41), open: map[uint64]exchange{7: {class: "long"}, 3: {class: "standard", expiry: time.Unix(1_800_000_000, 0).UTC()}}}
 	b, err := encodeState(e, "gw-1", p)
 	if err != nil {
 		f.Fatal(err)
@@ -171,9 +182,16 @@ func FuzzDecodeState(f *testing.F) {
 	})
 }
 
+func treeOf(n int) (t record.Tree) {
+	for i := range n {
+		t.Add([32]byte{byte(i)})
+	}
+	return t
+}
+
 func TestDecodeState(t *testing.T) {
 	e := record.Epoch{9}
-	p := position{sequence: 41, head: record.ChainHead{1, 2}, open: map[uint64]exchange{7: {class: "long"}, 3: {class: "standard", expiry: time.Unix(1_800_000_000, 0).UTC()}}}
+	p := position{sequence: 41, head: record.ChainHead{1, 2}, tree: treeOf(41), open: map[uint64]exchange{7: {class: "long"}, 3: {class: "standard", expiry: time.Unix(1_800_000_000, 0).UTC()}}}
 	b, err := encodeState(e, "gw-1", p)
 	if err != nil {
 		t.Fatal(err)
@@ -242,7 +260,7 @@ func TestDamage(t *testing.T) {
 		},
 		"newer version": func(fs *memFS, seg []string) string {
 			// A whole frame of version 2 behind the last checkpoint.
-			f := record.Checkpoint(1, record.ChainHead{}, time.Unix(1, 0), false)
+			f := recordtest.Checkpoint(1, record.ChainHead{}, time.Unix(1, 0), false)
 			b, err := f.Encode(nil)
 			if err != nil {
 				t.Fatal(err)

@@ -27,6 +27,7 @@ type state struct {
 	Gateway string      `json:"gateway"`
 	First   uint64      `json:"first"`
 	Head    string      `json:"head"`
+	Tree    record.Tree `json:"tree"`
 	Open    []openState `json:"open,omitempty"`
 }
 
@@ -41,7 +42,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // encodeState returns a state file: the CRC32C of what follows in hex, a
 // newline, JSON.
 func encodeState(e record.Epoch, gateway string, p position) ([]byte, error) {
-	s := state{Version: stateVersion, Epoch: e.String(), Gateway: gateway, First: p.sequence + 1, Head: hex.EncodeToString(p.head[:])}
+	s := state{Version: stateVersion, Epoch: e.String(), Gateway: gateway, First: p.sequence + 1, Head: hex.EncodeToString(p.head[:]), Tree: p.tree}
 	for _, id := range sortedKeys(p.open) {
 		o := openState{Exchange: id, Class: p.open[id].class}
 		if x := p.open[id].expiry; !x.IsZero() {
@@ -76,6 +77,10 @@ func decodeState(b []byte, e record.Epoch, first uint64) (gateway string, p posi
 	if err != nil || len(head) != len(p.head) {
 		return "", position{}, fmt.Errorf("head %q is no digest", s.Head)
 	}
+	if s.Tree.Size() != first-1 {
+		return "", position{}, fmt.Errorf("its tree has %d leaves, want %d", s.Tree.Size(), first-1)
+	}
+	p.tree = s.Tree
 	p.head, p.sequence, p.open = record.ChainHead(head), first-1, make(map[uint64]exchange, len(s.Open))
 	for _, o := range s.Open {
 		x := exchange{class: o.Class}

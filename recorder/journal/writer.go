@@ -19,8 +19,9 @@ const (
 	gatherSize  = 256 << 10
 )
 
-// checkpointSize is the stored size of a checkpoint, with room to spare.
-const checkpointSize = 128
+// checkpointSize is the stored size of a checkpoint, with room to spare: a note
+// of five lines with two names of 40 characters, and its signature.
+const checkpointSize = 640
 
 // writer is what the writer goroutine alone touches.
 type writer struct {
@@ -165,7 +166,8 @@ func (j *Journal) commit(batch []*entry) error {
 			}
 			w.sequence = f.Sequence
 			w.head = w.head.Next(e.leaves[i])
-			note(w.open, f)
+			w.tree.Add(e.leaves[i])
+			account(w.open, f)
 			if err := w.add(f.Raw()); err != nil {
 				return err
 			}
@@ -209,8 +211,12 @@ func (j *Journal) cut() error {
 // checkpoint adds a checkpoint of the writer's position.
 func (j *Journal) checkpoint(cut bool) error {
 	w := &j.writer
-	cp := record.Checkpoint(w.sequence, w.head, j.clock(), cut)
-	var err error
+	cp, err := record.Checkpoint(record.Statement{
+		Gateway: j.cfg.Gateway, Epoch: j.epoch, Size: w.sequence, Root: w.tree.Root(), Head: w.head, Time: j.clock(),
+	}, j.key.Signer(), cut)
+	if err != nil {
+		return err
+	}
 	if w.buf, err = cp.Encode(w.buf); err != nil {
 		return err
 	}

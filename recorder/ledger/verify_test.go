@@ -282,12 +282,43 @@ func (x tamperer) edit(name string, change func(h *vault.Header, frames []record
 
 // rechain makes checkpoints fit the frames again, as one with the program in
 // hand would.
+// attacker is somebody who may write the vault and has a key of his own.
+var attacker = func() *record.EpochKey {
+	k, err := record.NewEpochKey("gw-1", record.Epoch{}, nil)
+	if err != nil {
+		panic(err)
+	}
+	return k
+}()
+
+func stated(f record.Frame) record.ChainHead {
+	head, err := record.CheckpointHead(&f)
+	if err != nil {
+		panic(err)
+	}
+	return head
+}
+
+// forged states another head of the chain, under the attacker's signature.
+func forged(f *record.Frame, head record.ChainHead) []byte {
+	s, err := record.Stated(f)
+	if err != nil {
+		panic(err)
+	}
+	s.Head = head
+	c, err := record.Checkpoint(s, attacker.Signer(), false)
+	if err != nil {
+		panic(err)
+	}
+	return c.Body
+}
+
 func rechain(h *vault.Header, frames []record.Frame) []record.Frame {
 	head := h.Head
 	for i := range frames {
 		f := &frames[i]
 		if f.Kind == record.KindCheckpoint {
-			f.Body = bytes.Clone(head[:])
+			f.Body = forged(f, head)
 			continue
 		}
 		if _, err := f.Encode(nil); err != nil {
@@ -336,7 +367,7 @@ func (x tamperer) later(name string, change func(frames []record.Frame) []record
 			}
 			started = true
 			frames = rechain(h, frames)
-			copy(head[:], frames[len(frames)-1].Body)
+			head = stated(frames[len(frames)-1])
 			return frames
 		})
 	}
@@ -440,11 +471,11 @@ func TestTampered(t *testing.T) {
 			})
 			return name
 		}},
-		{name: "checkpoint of another record", code: ledger.SequenceWrong, text: "a checkpoint for record 7", do: inFirst(func(_ *vault.Header, f []record.Frame) []record.Frame {
+		{name: "checkpoint of another record", code: ledger.ChainWrong, text: "in a frame of sequence 7", do: inFirst(func(_ *vault.Header, f []record.Frame) []record.Frame {
 			f[at(f, record.KindCheckpoint, 0)].Sequence = 7
 			return f
 		})},
-		{name: "checkpoint without a head", code: ledger.ChainWrong, text: "no checkpoint", do: inFirst(func(_ *vault.Header, f []record.Frame) []record.Frame {
+		{name: "checkpoint without a head", code: ledger.ChainWrong, text: "no signature follows", do: inFirst(func(_ *vault.Header, f []record.Frame) []record.Frame {
 			f[at(f, record.KindCheckpoint, 0)].Body = []byte("short")
 			return f
 		})},
@@ -572,7 +603,7 @@ func TestTampered(t *testing.T) {
 				x.edit(to, func(h *vault.Header, f []record.Frame) []record.Frame {
 					h.Head = head
 					f = rechain(h, f)
-					copy(head[:], f[len(f)-1].Body)
+					head = stated(f[len(f)-1])
 					return f
 				})
 				renamed = append(renamed, to)

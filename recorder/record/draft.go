@@ -45,6 +45,9 @@ type Ticket struct {
 	// Last is the sequence of the last draft's record, 0 where the journal gave
 	// none. The journal sets it before anybody else has the ticket.
 	Last uint64
+	// Receipt is signed by the epoch's key, where the append began an exchange.
+	// It is valid when Append returns.
+	Receipt string
 
 	done chan struct{}
 	once sync.Once

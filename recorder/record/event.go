@@ -243,6 +243,11 @@ type Open struct {
 	Gateway string    `json:"gateway"`
 	Version string    `json:"version"`
 	Opened  time.Time `json:"opened"`
+	// Key verifies the epoch's checkpoints and receipts, in the form of package
+	// golang.org/x/mod/sumdb/note; Certificate is the deployment's signed note
+	// that says so, empty where the gateway has no deployment key.
+	Key         string `json:"key"`
+	Certificate string `json:"certificate,omitempty"`
 	// Previous is the epoch before this one in the same journal, if any, with
 	// the sequence and head that it was recovered or closed to.
 	Previous *EpochEnd `json:"previous,omitempty"`
@@ -253,6 +258,7 @@ type EpochEnd struct {
 	Epoch    string `json:"epoch"`
 	Sequence uint64 `json:"sequence"`
 	Head     string `json:"head"`   // hex of the chain's head
+	Root     string `json:"root"`   // hex of the tree's root
 	Closed   bool   `json:"closed"` // with a close record, not by a crash
 	// Truncated is how many bytes after the last checkpoint were dropped:
 	// they were never acknowledged.

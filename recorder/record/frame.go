@@ -289,21 +289,3 @@ func (h ChainHead) Next(leaf [sha256.Size]byte) ChainHead {
 	copy(b[sha256.Size:], leaf[:])
 	return sha256.Sum256(b[:])
 }
-
-// Checkpoint returns the frame that states the chain's head after the record
-// with the given sequence. With cut, a vault segment ends with it.
-func Checkpoint(sequence uint64, head ChainHead, now time.Time, cut bool) Frame {
-	f := Frame{Kind: KindCheckpoint, Sequence: sequence, Time: now, Body: head[:]}
-	if cut {
-		f.Flags = FlagCut
-	}
-	return f
-}
-
-// CheckpointHead returns the head that a checkpoint frame states.
-func CheckpointHead(f *Frame) (ChainHead, error) {
-	if f.Kind != KindCheckpoint || len(f.Body) != sha256.Size {
-		return ChainHead{}, fmt.Errorf("a %s frame of %d bytes is no checkpoint", f.Kind, len(f.Body))
-	}
-	return ChainHead(f.Body), nil
-}

@@ -2,6 +2,7 @@ package record
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -31,10 +32,25 @@ func testFrames() map[string]Frame {
 		},
 		"open":       {Kind: KindOpen, Sequence: 1, Time: testTime, Class: "standard", Body: []byte(`{"gateway":"gw-1"}`)},
 		"key":        {Kind: KindKey, Time: testTime, Key: KeyID{9}, Body: []byte("wrapped")},
-		"checkpoint": Checkpoint(7, ChainHead{1, 31: 2}, testTime, true),
+		"checkpoint": goldenCheckpoint(7, ChainHead{1, 31: 2}, true),
 		"empty":      {Kind: KindClose, Sequence: 2, Time: testTime},
 		"long class": {Kind: KindIntent, Sequence: 3, Exchange: 3, Time: testTime, Class: strings.Repeat("c", MaxClass)},
 	}
+}
+
+// goldenCheckpoint is signed by a key that is always the same.
+func goldenCheckpoint(size uint64, head ChainHead, cut bool) Frame {
+	k, err := NewEpochKey("gw-1", Epoch{}, bytes.NewReader(make([]byte, 64)))
+	if err != nil {
+		panic(err)
+	}
+	k.private = ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
+	k.signer = noteSigner{k.signer.Name(), k.signer.KeyHash(), k.private}
+	f, err := Checkpoint(Statement{Gateway: "gw-1", Size: size, Root: [32]byte{3, 31: 4}, Head: head, Time: testTime}, k.Signer(), cut)
+	if err != nil {
+		panic(err)
+	}
+	return f
 }
 
 // The stored form never changes: records of years ago must still verify.
@@ -240,7 +256,7 @@ func TestChain(t *testing.T) {
 		heads[h] = name
 	}
 	for _, cut := range []bool{false, true} {
-		f := Checkpoint(7, base, testTime, cut)
+		f := goldenCheckpoint(7, base, cut)
 		got, err := CheckpointHead(&f)
 		if err != nil || got != base || f.Kind.Leaf() || (f.Flags&FlagCut != 0) != cut {
 			t.Errorf("checkpoint: %v, %+v", err, f)

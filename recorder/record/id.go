@@ -71,9 +71,10 @@ type ID struct {
 // String returns the receipt, "EPOCH-SEQUENCE".
 func (id ID) String() string { return id.Epoch.String() + "-" + strconv.FormatUint(id.Sequence, 10) }
 
-// ParseID reads what [ID.String] wrote.
+// ParseID reads what [ID.String] wrote, or the id of a whole receipt.
 func ParseID(s string) (ID, error) {
-	e, n, ok := strings.Cut(strings.TrimSpace(s), "-")
+	id, _, _ := strings.Cut(strings.TrimSpace(s), ".")
+	e, n, ok := strings.Cut(id, "-")
 	if !ok {
 		return ID{}, fmt.Errorf("exchange %q: want EPOCH-SEQUENCE, as in the x-verbatim-receipt header", s)
 	}

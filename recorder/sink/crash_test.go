@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"verbatim.dev/recorder/record"
+	"verbatim.dev/recorder/record/recordtest"
 	"verbatim.dev/recorder/transport"
 	"verbatim.dev/recorder/vault"
 )
@@ -290,7 +291,7 @@ func BenchmarkShip(b *testing.B) {
 		f := add(record.Frame{Kind: record.KindPayload, Sequence: uint64(n), Time: testTime, Class: "standard", Body: body})
 		head = head.Next(f.Leaf())
 		if n%batch == 0 || n == b.N {
-			add(record.Checkpoint(uint64(n), head, testTime, n%(batch*perCut) == 0 || n == b.N))
+			add(recordtest.Checkpoint(uint64(n), head, testTime, n%(batch*perCut) == 0 || n == b.N))
 		}
 	}
 	dir, err := os.MkdirTemp("", "verbatim")

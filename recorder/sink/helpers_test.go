@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"verbatim.dev/recorder/record"
+	"verbatim.dev/recorder/record/recordtest"
 	"verbatim.dev/recorder/transport"
 	"verbatim.dev/recorder/vault"
 )
@@ -95,9 +96,9 @@ func (s script) frames(t testing.TB) []record.Frame {
 			head = head.Next(f.Leaf())
 		}
 		last := b == s.batches-1
-		add(record.Checkpoint(seq, head, at, !s.recovered && last || !last && b%s.perCut == s.perCut-1))
+		add(recordtest.Checkpoint(seq, head, at, !s.recovered && last || !last && b%s.perCut == s.perCut-1))
 		if last && s.recovered {
-			add(record.Checkpoint(seq, head, at.Add(time.Hour), true))
+			add(recordtest.Checkpoint(seq, head, at.Add(time.Hour), true))
 		}
 	}
 	return all

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"verbatim.dev/recorder/record"
+	"verbatim.dev/recorder/record/recordtest"
 	"verbatim.dev/recorder/transport"
 	"verbatim.dev/recorder/vault"
 )
@@ -136,14 +137,14 @@ func TestWrong(t *testing.T) {
 	leaf(1)
 	leaf(2)
 	leaf(3)
-	add(record.Checkpoint(3, head, testTime, true)) // 3
+	add(recordtest.Checkpoint(3, head, testTime, true)) // 3
 	leaf(4)
 	leaf(5)
 	head5 := head
-	add(record.Checkpoint(5, head, testTime, false)) // 6
+	add(recordtest.Checkpoint(5, head, testTime, false)) // 6
 	leaf(6)
 	leaf(7)
-	add(record.Checkpoint(7, head, testTime, true)) // 9
+	add(recordtest.Checkpoint(7, head, testTime, true)) // 9
 	key := record.Frame{Kind: record.KindKey, Key: record.KeyID{1}, Time: testTime, Body: []byte("k")}
 	if _, err := key.Encode(nil); err != nil {
 		t.Fatal(err)
@@ -172,12 +173,12 @@ func TestWrong(t *testing.T) {
 		"twice, different":          {append(raws(4, 8), rebuilt(t, fr[4], func(f *record.Frame) { f.Time = f.Time.Add(1) })), "twice with different content"},
 		"last twice, different":     {append(raws(4, 8), rebuilt(t, fr[7], func(f *record.Frame) { f.Class = "x" })), "twice with different content"},
 		"second twice, different":   {append(raws(4, 8), rebuilt(t, fr[5], func(f *record.Frame) { f.Class = "x" })), "twice with different content"},
-		"checkpoint of other head":  {append(raws(4, 6), rebuilt(t, fr[6], func(f *record.Frame) { f.Body = make([]byte, 32) })), "chain's head"},
-		"checkpoint of other seq":   {append(raws(4, 6), rebuilt(t, fr[6], func(f *record.Frame) { f.Sequence = 4 })), "chain's head"},
+		"checkpoint of other head":  {append(raws(4, 6), rebuilt(t, recordtest.Checkpoint(5, record.ChainHead{}, testTime, false), func(*record.Frame) {})), "chain's head"},
+		"checkpoint of other seq":   {append(raws(4, 6), rebuilt(t, fr[6], func(f *record.Frame) { f.Sequence = 4 })), "in a frame of sequence 4"},
 		"checkpoint late":           {append(append(raws(4, 6), raws(7, 8)...), fr[6].Raw()), "out of order"},
-		"checkpoint too long":       {append(raws(4, 6), rebuilt(t, fr[6], func(f *record.Frame) { f.Body = make([]byte, 33) })), "no checkpoint"},
-		"cut in the middle":         {append(raws(4, 8), rebuilt(t, record.Checkpoint(5, head5, testTime, true), func(*record.Frame) {})), "out of order"},
-		"cut of the last, forged":   {[][]byte{rebuilt(t, fr[3], func(f *record.Frame) { f.Body = make([]byte, 32) })}, "chain's head"},
+		"checkpoint of no form":     {append(raws(4, 6), rebuilt(t, fr[6], func(f *record.Frame) { f.Body = make([]byte, 33) })), "no signature follows"},
+		"cut in the middle":         {append(raws(4, 8), rebuilt(t, recordtest.Checkpoint(5, head5, testTime, true), func(*record.Frame) {})), "out of order"},
+		"cut of the last, forged":   {[][]byte{rebuilt(t, recordtest.Checkpoint(3, record.ChainHead{}, testTime, true), func(*record.Frame) {})}, "chain's head"},
 		"record without a sequence": {[][]byte{rebuilt(t, fr[4], func(f *record.Frame) { f.Sequence = 0 })}, "without a sequence"},
 		"key without an id":         {[][]byte{rebuilt(t, key, func(f *record.Frame) { f.Key = record.KeyID{} })}, "key frame"},
 		"key with a sequence":       {[][]byte{rebuilt(t, key, func(f *record.Frame) { f.Sequence = 4 })}, "key frame"},
@@ -221,7 +222,7 @@ func TestWrong(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c := record.Checkpoint(0, record.NewChain(e, "gw"), testTime, true)
+		c := recordtest.Checkpoint(0, record.NewChain(e, "gw"), testTime, true)
 		if _, err := st.Take(t.Context(), rebuilt(t, c, func(*record.Frame) {})); !errors.Is(err, transport.ErrRefused) {
 			t.Errorf("got %v", err)
 		}
@@ -410,7 +411,7 @@ func TestVaultAltered(t *testing.T) {
 		for _, f := range frames {
 			if f.Kind.Leaf() && f.Sequence == id.First {
 				shorter = append(shorter, f.Raw()...)
-				c := record.Checkpoint(f.Sequence, head.Next(f.Leaf()), testTime, true)
+				c := recordtest.Checkpoint(f.Sequence, head.Next(f.Leaf()), testTime, true)
 				if shorter, err = c.Encode(shorter); err != nil {
 					t.Fatal(err)
 				}
@@ -561,7 +562,7 @@ func TestMemory(t *testing.T) {
 			most = max(most, m.HeapAlloc)
 		}
 	}
-	c := record.Checkpoint(n, head, testTime, true)
+	c := recordtest.Checkpoint(n, head, testTime, true)
 	if buf, err = c.Encode(buf[:0]); err != nil {
 		t.Fatal(err)
 	}

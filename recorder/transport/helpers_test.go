@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"verbatim.dev/recorder/record"
+	"verbatim.dev/recorder/record/recordtest"
 )
 
 func epochOf(n byte) record.Epoch { return record.Epoch{0: 1, 15: n} }
@@ -40,7 +41,7 @@ func epochItems(t testing.TB, e record.Epoch, segments, perSegment, body int) []
 			head = head.Next(f.Leaf())
 			add(f)
 		}
-		add(encode(t, record.Checkpoint(seq, head, at, true)))
+		add(encode(t, recordtest.Checkpoint(seq, head, at, true)))
 	}
 	return items
 }

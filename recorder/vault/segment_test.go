@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"verbatim.dev/recorder/record"
+	"verbatim.dev/recorder/record/recordtest"
 )
 
 // testSegment returns a segment's bytes and where its frames begin.
@@ -31,7 +32,7 @@ func testSegment(t testing.TB, records int) (b []byte, offsets []int64) {
 		}
 		head = head.Next(f.Leaf())
 	}
-	c := record.Checkpoint(uint64(records), head, at, true)
+	c := recordtest.Checkpoint(uint64(records), head, at, true)
 	offsets = append(offsets, int64(len(b)))
 	if b, err = c.Encode(b); err != nil {
 		t.Fatal(err)

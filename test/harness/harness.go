@@ -231,8 +231,9 @@ type Answer struct {
 	Status  int
 	Header  http.Header
 	Body    []byte
-	Err     error // of the request, or of reading the body: an abort
-	Receipt string
+	Err     error  // of the request, or of reading the body: an abort
+	Receipt string // the exchange's id in the receipt
+	Signed  string // the whole receipt
 }
 
 // Message returns BigQuery's error text in the body.
@@ -272,6 +273,12 @@ func (r *Rig) request(ctx context.Context, caller, method, path string, body io.
 	return req
 }
 
+// idIn returns the exchange's id, which a receipt begins with.
+func idIn(h http.Header) string {
+	id, _, _ := strings.Cut(h.Get(Receipt), ".")
+	return id
+}
+
 // client does not follow redirects, and asks for no compression.
 var client = &http.Client{
 	Transport:     &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 64},
@@ -286,7 +293,7 @@ func Send(req *http.Request) Answer {
 	}
 	defer res.Body.Close()
 	b, err := io.ReadAll(res.Body)
-	return Answer{Status: res.StatusCode, Header: res.Header, Body: b, Err: err, Receipt: res.Header.Get(Receipt)}
+	return Answer{Status: res.StatusCode, Header: res.Header, Body: b, Err: err, Receipt: idIn(res.Header), Signed: res.Header.Get(Receipt)}
 }
 
 // Query runs SQL by jobs.query.

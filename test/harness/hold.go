@@ -44,7 +44,7 @@ func (r *Rig) Open(ctx context.Context, caller, method, path string, body io.Rea
 	if err != nil {
 		return &Stream{Answer: Answer{Err: err}}
 	}
-	s := &Stream{res: res, Answer: Answer{Status: res.StatusCode, Header: res.Header, Receipt: res.Header.Get(Receipt)}}
+	s := &Stream{res: res, Answer: Answer{Status: res.StatusCode, Header: res.Header, Receipt: idIn(res.Header), Signed: res.Header.Get(Receipt)}}
 	r.seen.add(s.Receipt)
 	return s
 }

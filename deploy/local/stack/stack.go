@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/goccy/go-yaml"
+	"golang.org/x/mod/sumdb/note"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
@@ -94,6 +95,9 @@ func (s *Stack) Journal() string { return s.path("journal") }
 
 // Keyset is the tenant's private keyset.
 func (s *Stack) Keyset() string { return s.path("keys/tenant.json") }
+
+// Trust is the deployment's public key.
+func (s *Stack) Trust() string { return s.path("keys/deployment.pub") }
 
 // ConfigFile is extproc's configuration.
 func (s *Stack) ConfigFile() string { return s.path("extproc.yaml") }
@@ -178,6 +182,17 @@ func (s *Stack) keys() error {
 			}
 		}
 	}
+	if _, err := os.Stat(s.path("keys/deployment.key")); errors.Is(err, os.ErrNotExist) {
+		secret, public, err := note.GenerateKey(nil, "local")
+		if err != nil {
+			return fmt.Errorf("stack: %w", err)
+		}
+		for name, key := range map[string]string{"keys/deployment.pub": public, "keys/deployment.key": secret} {
+			if err := os.WriteFile(s.path(name), []byte(key+"\n"), 0o600); err != nil {
+				return fmt.Errorf("stack: %w", err)
+			}
+		}
+	}
 	if _, err := os.Stat(s.path("keys/session.key")); errors.Is(err, os.ErrNotExist) {
 		if err := os.WriteFile(s.path("keys/session.key"), []byte(RandomHex(32)+"\n"), 0o600); err != nil {
 			return fmt.Errorf("stack: %w", err)
@@ -204,7 +219,7 @@ func (s *Stack) configure() error {
 		"limits":  map[string]any{"exchanges": 256},
 		"journal": map[string]any{"dir": s.Journal(), "limit": "4GiB", "reserve": "64MiB", "segment": "64MiB",
 			"cut_bytes": "8MiB", "cut_interval": "1s", "heartbeat": "15s"},
-		"sealing":     map[string]any{"tenant": s.path("keys/tenant.pub.json")},
+		"sealing":     map[string]any{"tenant": s.path("keys/tenant.pub.json"), "key": s.path("keys/deployment.key")},
 		"session_key": s.path("keys/session.key"),
 		"transport":   map[string]any{"local": s.path("run/sink.sock")},
 		"retention":   map[string]any{"default": "standard", "classes": map[string]any{"standard": "400d"}},

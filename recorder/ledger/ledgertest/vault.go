@@ -113,6 +113,8 @@ type Gateway struct {
 	sealer *record.Sealer
 	next   uint64
 	head   record.ChainHead
+	tree   record.Tree
+	key    *record.EpochKey
 	end    *record.EpochEnd
 	open   map[uint64]string // exchanges without an outcome, with their class
 
@@ -141,9 +143,11 @@ func (g *Gateway) Begin() {
 	}
 	g.Epoch = must(record.NewEpoch(g.Now, g.random))
 	g.sealer = must(record.NewSealer(record.SealerConfig{Epoch: g.Epoch, Tenant: g.tenant}))
+	g.key = must(record.NewEpochKey(g.Name, g.Epoch, nil))
+	g.tree = record.Tree{}
 	g.next, g.head, g.open = 1, record.NewChain(g.Epoch, g.Name), map[uint64]string{}
 	g.segment, g.first, g.from = nil, 1, g.head
-	g.put(record.Draft{Kind: record.KindOpen, Body: body(record.Open{Gateway: g.Name, Version: "test", Opened: g.Now, Previous: g.end})}, 0)
+	g.put(record.Draft{Kind: record.KindOpen, Body: body(record.Open{Gateway: g.Name, Version: "test", Opened: g.Now, Previous: g.end, Key: g.key.Public()})}, 0)
 	for _, d := range left {
 		g.put(d, g.next)
 	}
@@ -200,11 +204,12 @@ func (g *Gateway) put(d record.Draft, exchange uint64) {
 	}
 	g.segment = must(f.Encode(g.segment))
 	g.head = g.head.Next(f.Leaf())
+	g.tree.Add(f.Leaf())
 	g.next++
 }
 
 func (g *Gateway) commit(cut bool) {
-	c := record.Checkpoint(g.next-1, g.head, g.Now, cut)
+	c := must(record.Checkpoint(record.Statement{Gateway: g.Name, Epoch: g.Epoch, Size: g.next - 1, Root: g.tree.Root(), Head: g.head, Time: g.Now}, g.key.Signer(), cut))
 	g.segment = must(c.Encode(g.segment))
 }
 
@@ -224,7 +229,12 @@ func (g *Gateway) Cut() {
 // it does when the next process recovers the journal.
 func (g *Gateway) Crash() {
 	g.Cut()
-	g.end = &record.EpochEnd{Epoch: g.Epoch.String(), Sequence: g.next - 1, Head: hex.EncodeToString(g.head[:]), Truncated: 17}
+	g.end = &record.EpochEnd{Epoch: g.Epoch.String(), Sequence: g.next - 1, Head: hex.EncodeToString(g.head[:]), Root: root(g.tree), Truncated: 17}
+}
+
+func root(t record.Tree) string {
+	r := t.Root()
+	return hex.EncodeToString(r[:])
 }
 
 // Close ends the epoch in order.

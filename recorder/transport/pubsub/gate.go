@@ -60,7 +60,7 @@ func (g *Gate) Append(drafts ...record.Draft) *record.Ticket {
 	default:
 	}
 	outer := record.NewTicket(inner.ID)
-	outer.Last = inner.Last
+	outer.Last, outer.Receipt = inner.Last, inner.Receipt
 	switch {
 	case g.err != nil:
 		outer.Settle(g.err)
