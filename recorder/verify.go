@@ -103,6 +103,16 @@ func verifyText(r *ledger.Report, dir, keyset string) string {
 	row("records", "%d", r.Records)
 	x := r.Exchanges
 	row("exchanges", "%d: %d ended, %d interrupted, %d pending", x.Total, x.Ended, x.Interrupted, x.Pending)
+	if x := r.Expired; x.Records > 0 {
+		row("expired", "%d records, past their retention", x.Records)
+		for _, e := range x.Ranges {
+			class := ""
+			if e.Class != "" {
+				class = ", class " + oneLine(e.Class)
+			}
+			fmt.Fprintf(&b, "           %s-%d to %d%s, %s, known by its %s\n", e.Epoch, e.First, e.Last, class, moment(e.Expiry), e.By)
+		}
+	}
 	if r.KeysMissing == 0 {
 		row("keys", "all there")
 	} else {

@@ -110,6 +110,8 @@ func (c *verifier) member(e *epoch, f *record.Frame, at place) error {
 	case f.Exchange == 0 || f.Exchange > f.Sequence:
 		c.find(ExchangeWrong, at, "the %s record belongs to exchange %d, which is none before it", f.Kind, f.Exchange)
 		return nil
+	case x == nil && e.gone:
+		return nil // its begin is not here any more
 	case x == nil:
 		c.find(ExchangeWrong, at, "the %s record belongs to exchange %d, which ended before or never began", f.Kind, f.Exchange)
 		return nil
@@ -215,12 +217,13 @@ func (c *verifier) close(id record.ID, at place, final bool) {
 	switch {
 	case !final && (e == nil || id.Sequence >= e.next):
 		c.closers[id] = at
+	case e == nil && c.gone[id.Epoch]:
 	case e == nil:
 		c.find(ExchangeWrong, at, "the outcome closes exchange %s, whose epoch is not in the vault", id)
 	case e.open[id.Sequence] != nil:
 		delete(e.open, id.Sequence)
 		c.report.Exchanges.Interrupted++
-	case !e.damaged:
+	case !e.damaged && !e.gone:
 		c.find(ExchangeWrong, at, "the outcome closes exchange %s, which is not open", id)
 	}
 }

@@ -28,6 +28,7 @@ const (
 	TotalsWrong     Code = "totals_wrong"     // an outcome's totals are not those of its payload
 	EpochWrong      Code = "epoch_wrong"      // an epoch's first record does not cite what the vault holds
 	TailLost        Code = "tail_lost"        // an epoch ended neither in order nor by the citation of the next
+	ExpiryWrong     Code = "expiry_wrong"     // an expiry note does not fit what is there, or speaks of what has not expired
 	ExchangeUnended Code = "exchange_unended" // an exchange that a crash cut off was never closed by a later epoch
 )
 
@@ -77,6 +78,8 @@ type Report struct {
 	// Opened is true where the sealed bodies were opened and the outcomes'
 	// totals compared with the payloads.
 	Opened bool `json:"opened"`
+	// Expired sums up what is not here any more because its retention is over.
+	Expired Expired `json:"expired"`
 	// KeysMissing counts data keys that records were sealed with and that the
 	// vault does not hold. Keys may be erased; no record is.
 	KeysMissing int64 `json:"keys_missing"`
@@ -92,6 +95,28 @@ type Report struct {
 	Findings []Finding `json:"findings,omitempty"`
 	// More counts findings that Findings had no place for.
 	More int64 `json:"more_findings,omitempty"`
+}
+
+// Expired says what has expired.
+type Expired struct {
+	Records int64 `json:"records"`
+	// Ranges are the first of them.
+	Ranges []ExpiredRange `json:"ranges,omitempty"`
+}
+
+// ExpiredRange are records that have expired.
+type ExpiredRange struct {
+	Gateway string `json:"gateway"`
+	Epoch   string `json:"epoch"`
+	First   uint64 `json:"first"`
+	Last    uint64 `json:"last"`
+	Class   string `json:"class,omitempty"` // empty: not known
+	// Expiry is when the last of them expired; with By "age" the latest that
+	// it can have been.
+	Expiry time.Time `json:"expiry"`
+	// By says how it is known: "segment" (their digests are still there), "note"
+	// (an expiry note) or "age" (older than the longest retention).
+	By string `json:"by"`
 }
 
 // Exchanges counts exchanges.

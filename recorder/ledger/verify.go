@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"slices"
 	"time"
@@ -29,6 +30,11 @@ type Options struct {
 	Keys Opener
 	// Findings is how many findings the report keeps, 100 where it is 0.
 	Findings int
+	// Retention is the longest retention of any class, as the verifier knows
+	// it, not the vault; 0: not known. What is missing and must be older has
+	// expired, whether or not an expiry note says so.
+	Retention time.Duration
+	Now       func() time.Time // nil: time.Now
 }
 
 // mostMissing is how many missing keys a report names.
@@ -41,7 +47,11 @@ func Verify(ctx context.Context, v Vault, o Options) (*Report, error) {
 	if o.Findings <= 0 {
 		o.Findings = 100
 	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
 	c := &verifier{
+		now: o.Now(), gone: map[record.Epoch]bool{},
 		ctx: ctx, vault: v, options: o, report: &Report{Opened: o.Keys != nil},
 		epochs: map[record.Epoch]*epoch{}, closers: map[record.ID]place{}, keys: newSeen(),
 	}
@@ -53,6 +63,7 @@ func Verify(ctx context.Context, v Vault, o Options) (*Report, error) {
 			return nil, fmt.Errorf("verify: %w", err)
 		}
 	}
+	c.ungroup()
 	if err := c.finish(); err != nil {
 		return nil, fmt.Errorf("verify: %w", err)
 	}
@@ -72,6 +83,11 @@ type verifier struct {
 	// that has not appeared yet.
 	closers map[record.ID]place
 	keys    *seen
+	now     time.Time
+	// gone are epochs of which nothing is left, for all of it has expired.
+	gone map[record.Epoch]bool
+	// group are the names of the range that was listed last.
+	group group
 }
 
 // place is where a record lies.
@@ -94,8 +110,13 @@ type epoch struct {
 	opened  *record.Open // nil until the open record is read
 	// damaged: something was wrong or missing on the way, so that exchanges
 	// and the end can no longer be judged.
-	damaged  bool
-	live     bool // something besides recovery was recorded
+	damaged bool
+	// gone: records have expired, or are missing, whose digests the chain has:
+	// exchanges can be judged no more, the rest can.
+	gone     bool
+	began    time.Time // of the first record that was read
+	strays   []Name    // parts without a segment
+	live     bool      // something besides recovery was recorded
 	closed   bool
 	time     time.Time // of the last record
 	complete time.Time // of the last record that a checkpoint confirmed
@@ -147,6 +168,11 @@ func (c *verifier) file(path string) error {
 		c.find(NameWrong, place{name: n}, "the epoch is gateway %s's, not %s's", e.gateway, n.Gateway)
 		return nil
 	}
+	c.regroup(n)
+	if n.Part {
+		c.group.parts = append(c.group.parts, n)
+		return nil
+	}
 	if n.First > e.next {
 		// The sink may have written more since the listing passed there.
 		if err := c.again(e, n.Day, n.First); err != nil {
@@ -175,7 +201,7 @@ func (c *verifier) again(e *epoch, until string, before uint64) error {
 				return fmt.Errorf("list %s: %w", prefix, err)
 			}
 			n, err := ParseName(path)
-			if err != nil || n.First != e.next || n.First >= before {
+			if err != nil || n.Part || n.First != e.next || n.First >= before {
 				continue
 			}
 			if err := c.segment(e, n); err != nil {
@@ -191,14 +217,30 @@ func (c *verifier) segment(e *epoch, n Name) error {
 	if err := c.ctx.Err(); err != nil {
 		return context.Cause(c.ctx)
 	}
+	s, err := OpenSegment(c.ctx, c.vault, n.Path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it went between the listing and now: judged as missing
+	}
+	var format *vault.SegmentError
+	if err != nil && !errors.As(err, &format) {
+		return err
+	}
+	if err == nil {
+		defer s.Close()
+	}
 	c.report.Segments++
 	here := place{name: n}
+	if n.First > e.next {
+		if err := c.expired(e, n.First, c.first(e, s)); err != nil {
+			return err
+		}
+	}
 	switch {
 	case n.First < e.next:
 		c.find(SegmentTwice, here, "holds records from %d on, but %s already ended at %d", n.First, e.last.Path, e.next-1)
 		return nil
 	case n.First > e.next && e.last.Path == "":
-		c.find(SegmentMissing, here, "the epoch's records 1 to %d are missing: no segment before this one", n.First-1)
+		c.find(SegmentMissing, here, "the epoch's records %d to %d are missing: no segment before this one", e.next, n.First-1)
 		e.damage()
 	case n.First > e.next:
 		c.find(SegmentMissing, here, "records %d to %d are missing between %s and this segment", e.next, n.First-1, e.last.Path)
@@ -207,19 +249,16 @@ func (c *verifier) segment(e *epoch, n Name) error {
 	e.next = n.First
 	e.last = n
 
-	s, err := OpenSegment(c.ctx, c.vault, n.Path)
-	var format *vault.SegmentError
-	if errors.As(err, &format) {
+	if err != nil {
 		here.offset = format.Offset
 		c.find(HeaderWrong, here, "%v", format.Err)
 		e.skip(n)
 		return nil
 	}
-	if err != nil {
-		return err
-	}
-	defer s.Close()
 	h := s.Header()
+	if c.group.is(n) {
+		c.group.read, c.group.classes = true, h.Classes
+	}
 	switch {
 	case !e.known:
 		e.head, e.known = h.Head, true
@@ -246,7 +285,17 @@ func (c *verifier) frames(e *epoch, n Name, s *Segment) (bool, error) {
 		cut       bool          // the cut checkpoint has come
 		confirmed = n.First - 1 // the last record that a checkpoint confirmed
 		past      bool          // a record above the name's last was reported
+		own       tally         // of the records in the segment's own file
+		absent    = map[string]bool{}
 	)
+	s.OnPart = func(path string, err error, f *record.Frame) {
+		e.gone = true
+		var format *vault.SegmentError
+		if errors.As(err, &format) {
+			c.find(FrameWrong, place{part(n, path), e.next, format.Offset}, "%v", format.Err)
+			absent[part(n, path).Class] = true // said
+		}
+	}
 	for {
 		f, at, err := s.Next()
 		here := place{n, e.next, at}
@@ -260,6 +309,8 @@ func (c *verifier) frames(e *epoch, n Name, s *Segment) (bool, error) {
 			case !cut:
 				c.find(EndWrong, place{n, e.next - 1, 0}, "the segment does not end with its cut checkpoint: its last bytes are missing")
 				return false, nil
+			case own.records != s.Header().Records || !own.expires().Equal(s.Header().Expires):
+				c.find(HeaderWrong, place{name: n}, "the header says that %d records are held, to %s: there are %d, to %s", s.Header().Records, s.Header().Expires, own.records, own.expires())
 			case e.next-1 != n.Last:
 				c.find(NameWrong, place{n, e.next - 1, 0}, "the segment ends with this record, its name says %d", n.Last)
 			}
@@ -297,7 +348,7 @@ func (c *verifier) frames(e *epoch, n Name, s *Segment) (bool, error) {
 			// The record's time, which the chain covers, not the checkpoint's.
 			confirmed, e.complete = f.Sequence, e.time
 			cut = f.Flags&record.FlagCut != 0
-		case !f.Kind.Leaf():
+		case !f.Kind.Leaf() && f.Kind != vault.KindAbsent:
 			c.find(KindWrong, here, "a %s frame lies in a segment", f.Kind)
 			return false, nil
 		case f.Sequence != e.next:
@@ -314,10 +365,27 @@ func (c *verifier) frames(e *epoch, n Name, s *Segment) (bool, error) {
 			if f.Time.Before(e.time) {
 				c.find(TimeWrong, here, "the record's time is %s, the record before has %s: an epoch's time never goes back", f.Time.Format(time.RFC3339Nano), e.time.Format(time.RFC3339Nano))
 			}
-			e.head, e.time = e.head.Next(f.Leaf()), f.Time
+			e.time = f.Time
+			if e.began.IsZero() {
+				e.began = f.Time
+			}
 			e.next++
+			if f.Kind == vault.KindAbsent {
+				e.head = e.head.Next([len(e.head)]byte(f.Body))
+				c.absence(e, n, &f, absent)
+				continue
+			}
+			e.head = e.head.Next(f.Leaf())
 			e.records++
 			c.report.Records++
+			if s.Path() == n.Path {
+				own.add(&f)
+				if f.Class != n.Class {
+					c.find(HeaderWrong, here, "the record has the retention class %q, the segment %q", f.Class, n.Class)
+				}
+			} else {
+				here.name = part(n, s.Path())
+			}
 			if err := c.leaf(e, &f, here); err != nil {
 				return false, err
 			}
@@ -338,6 +406,13 @@ func (c *verifier) finish() error {
 	for i := 0; i < len(c.order); i++ {
 		if err := c.cites(c.order[i], next); err != nil {
 			return err
+		}
+	}
+	for _, e := range c.order {
+		for _, n := range e.strays {
+			if n.First < e.next || next[e.id] != nil {
+				c.find(FileUnknown, place{name: n}, "is a part of no segment")
+			}
 		}
 	}
 	for id, p := range c.closers {
@@ -369,7 +444,13 @@ func (c *verifier) cites(e *epoch, next map[record.Epoch]*epoch) error {
 	}
 	before := c.epochs[id]
 	if before == nil {
-		if p.Sequence > 0 {
+		old := &epoch{id: id, gateway: e.gateway, next: 1, head: record.NewChain(id, e.gateway), known: true}
+		if err := c.expired(old, p.Sequence+1, e.began); err != nil {
+			return err
+		}
+		if old.next > p.Sequence {
+			c.gone[id] = true
+		} else if p.Sequence > 0 {
 			c.find(EpochWrong, here, "the epoch before, %s, with records up to %d, is not in the vault", id, p.Sequence)
 		}
 		return nil
@@ -388,6 +469,11 @@ func (c *verifier) cites(e *epoch, next map[record.Epoch]*epoch) error {
 			return err
 		}
 	}
+	if before.next-1 < p.Sequence {
+		if err := c.expired(before, p.Sequence+1, e.began); err != nil {
+			return err
+		}
+	}
 	held := before.next - 1
 	end := place{name: before.last, seq: held}
 	switch {
@@ -397,9 +483,10 @@ func (c *verifier) cites(e *epoch, next map[record.Epoch]*epoch) error {
 		c.find(SegmentMissing, end, "records %d to %d are missing: the epoch's last segment in the vault is this one, the next epoch %s cites its end at %d", held+1, p.Sequence, e.id, p.Sequence)
 	case held > p.Sequence:
 		c.find(EpochWrong, here, "cites the end of epoch %s at record %d, the vault holds %d", id, p.Sequence, held)
+	case !before.known:
 	case p.Head != hex.EncodeToString(before.head[:]):
 		c.find(EpochWrong, here, "cites the head %q of epoch %s at record %d, the vault's records give %x", p.Head, id, held, before.head)
-	case p.Closed != before.closed:
+	case p.Closed != before.closed && !before.gone:
 		c.find(EpochWrong, here, "says that epoch %s was %s, the vault's records say %s", id, endText(p.Closed), endText(before.closed))
 	}
 	return nil
@@ -463,7 +550,7 @@ func (c *verifier) gateway(name string, epochs []*epoch, next map[record.Epoch]*
 		c.report.Exchanges.Interrupted += n
 		left = left[n:]
 		if len(left) > 0 && e.live {
-			if !e.damaged {
+			if !e.damaged && !leftOf.gone {
 				c.find(ExchangeUnended, left[0].at, "the exchange %s has no outcome, and epoch %s, which recovered the journal, does not close it (%d such)", record.ID{Epoch: leftOf.id, Sequence: left[0].seq}, e.id, len(left))
 			}
 			c.report.Exchanges.Pending += int64(len(left))

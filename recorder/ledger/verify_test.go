@@ -530,7 +530,7 @@ func TestTampered(t *testing.T) {
 			x.rename(from, to)
 			return to
 		}},
-		{name: "segment renamed: last", code: ledger.NameWrong, text: "beyond the last", do: func(x tamperer) string {
+		{name: "segment renamed: last", code: ledger.HeaderWrong, text: "not what the name says", do: func(x tamperer) string {
 			from := x.first()
 			n, _ := vault.ParseSegmentName(from)
 			n.Last--
@@ -538,7 +538,7 @@ func TestTampered(t *testing.T) {
 			x.rename(from, to)
 			return to
 		}},
-		{name: "segment renamed: last above", code: ledger.NameWrong, text: "its name says", do: func(x tamperer) string {
+		{name: "segment renamed: last above", code: ledger.HeaderWrong, text: "not what the name says", do: func(x tamperer) string {
 			from := x.segment("2026-03-15", "gw-1", -1)
 			n, _ := vault.ParseSegmentName(from)
 			n.Last += 3
@@ -583,7 +583,7 @@ func TestTampered(t *testing.T) {
 			return x.first()
 		}},
 		{name: "header: version", code: ledger.HeaderWrong, do: func(x tamperer) string {
-			x.v.Files[x.first()] = bytes.Replace(x.v.Files[x.first()], []byte("segment 1"), []byte("segment 7"), 1)
+			x.v.Files[x.first()] = bytes.Replace(x.v.Files[x.first()], []byte("segment 2"), []byte("segment 7"), 1)
 			return x.first()
 		}},
 		{name: "whole epoch given to another gateway", code: ledger.KindWrong, text: `gateway "gw-1"`, do: func(x tamperer) string {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"slices"
 
@@ -66,19 +67,29 @@ func (c *Config) read(ctx context.Context, e record.Epoch, f *record.Frame, v an
 	return nil, nil
 }
 
-// frames calls do for each leaf frame of a segment. Damage ends the segment
-// with a warning; do may end it with errStop.
-func (c *Config) frames(ctx context.Context, n ledger.Name, do func(f *record.Frame, offset int64) error) error {
+// frames calls do for each leaf frame of a segment and its parts, in order,
+// with the name of the file that holds it. Damage ends the segment with a
+// warning, what is not there any more is left out; do may end it with errStop.
+func (c *Config) frames(ctx context.Context, n ledger.Name, do func(n ledger.Name, f *record.Frame, offset int64) error) error {
 	s, err := ledger.OpenSegment(ctx, c.Vault, n.Path)
 	var format *vault.SegmentError
 	if errors.As(err, &format) {
 		c.warn(err)
 		return nil
 	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it expired since the listing
+	}
 	if err != nil {
 		return err
 	}
 	defer s.Close()
+	s.OnPart = func(_ string, err error, _ *record.Frame) {
+		if !errors.Is(err, fs.ErrNotExist) { // expired, or verify says
+			c.warn(err)
+		}
+	}
+	from := n
 	for {
 		f, at, err := s.Next()
 		switch {
@@ -92,7 +103,12 @@ func (c *Config) frames(ctx context.Context, n ledger.Name, do func(f *record.Fr
 		case !f.Kind.Leaf():
 			continue
 		}
-		if err := do(&f, at); err != nil {
+		if s.Path() != from.Path {
+			if from, err = ledger.ParseName(s.Path()); err != nil {
+				return err
+			}
+		}
+		if err := do(from, &f, at); err != nil {
 			return err
 		}
 	}
@@ -130,6 +146,9 @@ func Scan(ctx context.Context, c Config, f Filter, emit func(*Exchange) error) (
 			c.warn(err)
 			continue
 		}
+		if n.Part {
+			continue // read with its segment
+		}
 		// A segment begins on its day and ends soon after.
 		if n.Day < from || until != "" && n.Day > until && s.left[n.Gateway] == 0 {
 			continue
@@ -138,7 +157,7 @@ func Scan(ctx context.Context, c Config, f Filter, emit func(*Exchange) error) (
 			return s.stats, context.Cause(ctx)
 		}
 		s.stats.Segments++
-		err = c.frames(ctx, n, func(f *record.Frame, _ int64) error { return s.frame(n, f) })
+		err = c.frames(ctx, n, func(n ledger.Name, f *record.Frame, _ int64) error { return s.frame(n, f) })
 		if err != nil {
 			return s.stats, err
 		}

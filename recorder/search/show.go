@@ -96,7 +96,7 @@ func Find(ctx context.Context, c Config, id record.ID, piece Piece) (*Detail, er
 			return nil, fmt.Errorf("show: list the vault's segments: %w", err)
 		}
 		n, err := ledger.ParseName(path)
-		if err != nil || n.Day < from {
+		if err != nil || n.Part || n.Day < from {
 			continue
 		}
 		err = l.segment(n)
@@ -150,7 +150,7 @@ func (l *look) segment(n ledger.Name) error {
 		if n.Last < l.id.Sequence || l.d == nil && n.First > l.id.Sequence {
 			return nil
 		}
-		return l.c.frames(l.ctx, n, func(f *record.Frame, at int64) error {
+		return l.c.frames(l.ctx, n, func(n ledger.Name, f *record.Frame, at int64) error {
 			if f.Exchange != l.id.Sequence {
 				return nil
 			}
@@ -161,7 +161,7 @@ func (l *look) segment(n ledger.Name) error {
 		return nil
 	}
 	// The epoch is over without an outcome: recovery may have written one.
-	return l.c.frames(l.ctx, n, func(f *record.Frame, at int64) error { return l.recovery(n, f, at) })
+	return l.c.frames(l.ctx, n, l.recovery)
 }
 
 func (l *look) proof(n ledger.Name, f *record.Frame, at int64) {

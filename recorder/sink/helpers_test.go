@@ -52,6 +52,8 @@ type script struct {
 	batches int
 	body    int // largest body in bytes
 	perCut  int // batches to a segment
+	// classes are the records' retention classes, "standard" alone where empty.
+	classes []string
 	// recovered makes the last checkpoint one of a recovery: a cut behind a
 	// checkpoint that was none, for the same record.
 	recovered bool
@@ -88,7 +90,11 @@ func (s script) frames(t testing.TB) []record.Frame {
 		}
 		for range 1 + r.IntN(5) {
 			seq++
-			f := record.Frame{Kind: record.KindPayload, Sequence: seq, Exchange: 1, Time: at, Key: key, Class: "standard", Body: bytes(1 + r.IntN(s.body))}
+			f := record.Frame{Kind: record.KindPayload, Sequence: seq, Exchange: 1, Time: at, Key: key, Class: "standard", Expiry: at.AddDate(1, 0, 0).Truncate(time.Second), Body: bytes(1 + r.IntN(s.body))}
+			if n := len(s.classes); n > 0 {
+				i := r.IntN(n)
+				f.Class, f.Expiry = s.classes[i], at.AddDate(i+1, 0, 0).Truncate(time.Second)
+			}
 			if seq == 1 {
 				f.Kind = record.KindOpen
 			}
@@ -105,36 +111,77 @@ func (s script) frames(t testing.TB) []record.Frame {
 }
 
 // reference makes of the frames what the vault must hold, in the plainest way.
-func reference(t testing.TB, e record.Epoch, frames []record.Frame) map[string]string {
+// Longest is the class of the segments, empty for the one that expires last.
+func reference(t testing.TB, e record.Epoch, frames []record.Frame, longest ...string) map[string]string {
 	t.Helper()
 	want := map[string]string{}
 	head := record.NewChain(e, "gw")
-	var segment []byte
-	var id vault.Segment
+	from := head
+	var segment []record.Frame
+	put := func() {
+		count, last := map[string]uint64{}, map[string]time.Time{}
+		for _, f := range segment {
+			if f.Kind != record.KindCheckpoint {
+				count[f.Class]++
+				if was, ok := last[f.Class]; !ok || f.Expiry.After(was) {
+					last[f.Class] = f.Expiry
+				}
+			}
+		}
+		classes := slices.Sorted(maps.Keys(last))
+		main := classes[0]
+		for _, c := range classes {
+			if last[c].After(last[main]) {
+				main = c
+			}
+		}
+		if len(longest) > 0 {
+			main = longest[0]
+			if count[main] == 0 {
+				classes = append(classes, main)
+				slices.Sort(classes)
+			}
+		}
+		first, end := segment[0].Sequence, segment[len(segment)-1].Sequence
+		for _, c := range classes {
+			id := vault.Segment{Day: segment[0].Time.Format("2006-01-02"), Gateway: "gw", Epoch: e, First: first, Last: end, Class: c, Part: c != main}
+			h := vault.Header{Gateway: "gw", Epoch: e, First: first, Last: end, Head: from, Class: c, Part: c != main, Records: count[c], Expires: last[c]}
+			if c == main {
+				h.Classes = slices.DeleteFunc(slices.Clone(classes), func(o string) bool { return o == main })
+			}
+			b, err := h.Append(nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, f := range segment {
+				switch {
+				case f.Kind == record.KindCheckpoint && c != main:
+				case f.Kind == record.KindCheckpoint, f.Class == c:
+					b = append(b, f.Raw()...)
+				case c == main:
+					b = vault.AppendAbsence(b, &f, slices.Index(h.Classes, f.Class))
+				}
+			}
+			name, err := vault.SegmentName(id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want[name] = string(b)
+		}
+	}
 	for _, f := range frames {
 		if f.Kind == record.KindKey {
 			want[vault.KeyName(e, f.Key)] = string(f.Raw())
 			continue
 		}
-		if segment == nil {
-			id = vault.Segment{Day: f.Time.Format("2006-01-02"), Gateway: "gw", Epoch: e, First: f.Sequence}
-			var err error
-			if segment, err = (vault.Header{Gateway: "gw", Epoch: e, First: f.Sequence, Head: head}).Append(nil); err != nil {
-				t.Fatal(err)
-			}
-		}
-		segment = append(segment, f.Raw()...)
+		segment = append(segment, f)
 		if f.Kind != record.KindCheckpoint {
 			head = head.Next(sha256.Sum256(f.Raw()))
 			continue
 		}
 		if f.Flags&record.FlagCut != 0 {
-			id.Last = f.Sequence
-			name, err := vault.SegmentName(id)
-			if err != nil {
-				t.Fatal(err)
-			}
-			want[name], segment = string(segment), nil
+			put()
+			segment, from = nil, head
 		}
 	}
 	return want

@@ -11,14 +11,17 @@
 package sink
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -43,7 +46,11 @@ type Config struct {
 	// Spool is a folder for the segments that are not whole yet, best on the
 	// vault's disk. It is made where there is none. Its files are nameless as
 	// soon as they are open.
-	Spool  string
+	Spool string
+	// Class is the retention class of the segments, [vault.Set.Longest]: they
+	// outlast the parts of the other classes. Where it is empty it is each
+	// time the class of the segment's record that expires last.
+	Class  string
 	Logger *slog.Logger
 	// Alarm, where set, is called for each [Alarm], once, from the goroutine
 	// that takes the frame. It must not block.
@@ -88,6 +95,11 @@ type streamKey struct {
 func New(c Config) (*Sink, error) {
 	if c.Vault == nil {
 		return nil, errors.New("sink: no vault given")
+	}
+	if c.Class != "" {
+		if err := vault.CheckClass(c.Class); err != nil {
+			return nil, fmt.Errorf("sink: %w", err)
+		}
 	}
 	if c.Spool == "" {
 		return nil, errors.New("sink: no spool folder given")
@@ -203,6 +215,7 @@ type stream struct {
 	// checked says that a checkpoint for seq is in the spool.
 	checked bool
 	day     string // of the segment's first record
+	classes map[string]*held
 	spool   *spool
 }
 
@@ -253,7 +266,7 @@ func (st *stream) lastSegment(ctx context.Context) (string, vault.Segment, error
 				st.sink.log.Error("sink: a foreign object lies among the vault's segments", "gateway", st.gateway, "epoch", st.epoch, "error", err)
 				continue
 			}
-			if id.Last > last.Last {
+			if id.Last > last.Last && !id.Part {
 				last, lastName = id, name
 			}
 		}
@@ -297,6 +310,8 @@ func checkSegment(ctx context.Context, v vault.Vault, name string, id vault.Segm
 			ended = f.Flags&record.FlagCut != 0
 		case f.Sequence != seq+1:
 			return head, bad("record %d follows on record %d", f.Sequence, seq)
+		case f.Kind == vault.KindAbsent:
+			seq, head = f.Sequence, head.Next([len(head)]byte(f.Body))
 		default:
 			seq, head = f.Sequence, head.Next(f.Leaf())
 		}
@@ -374,16 +389,15 @@ func (st *stream) leaf(f *record.Frame) error {
 		return st.wrong(fmt.Errorf("record %d came, but %d is next (the vault holds the epoch up to %d): records are missing or out of order", f.Sequence, st.seq+1, st.durable))
 	}
 	if st.seq == st.durable {
-		h, err := vault.Header{Gateway: st.gateway, Epoch: st.epoch, First: f.Sequence, Head: st.base}.Append(nil)
-		if err != nil {
-			return st.wrong(err)
-		}
-		if err := st.spool.reset(h); err != nil {
+		if err := st.spool.reset(); err != nil {
 			return fmt.Errorf("sink: spool: %w", err)
 		}
-		st.day = vault.Day(f.Time)
+		st.day, st.classes = vault.Day(f.Time), map[string]*held{}
 	} else if err := st.spool.mark(st.head, st.checked); err != nil {
 		return fmt.Errorf("sink: spool: %w", err)
+	}
+	if err := st.count(f); err != nil {
+		return err
 	}
 	if err := st.spool.append(f.Raw()); err != nil {
 		return fmt.Errorf("sink: spool: %w", err)
@@ -467,28 +481,75 @@ func (st *stream) checkpoint(ctx context.Context, f *record.Frame) error {
 	return nil
 }
 
-// store makes the spool's segment durable.
+// store makes the spool's segment durable: its parts first, for what follows a
+// segment in the vault takes them to be there.
 func (st *stream) store(ctx context.Context) error {
-	name, err := vault.SegmentName(vault.Segment{Day: st.day, Gateway: st.gateway, Epoch: st.epoch, First: st.durable + 1, Last: st.seq})
-	if err != nil {
-		return st.wrong(err)
-	}
-	r, size, err := st.spool.content()
-	if err != nil {
-		return fmt.Errorf("sink: spool: %w", err)
-	}
 	began := time.Now()
-	if err := st.create(ctx, name, r); err != nil {
+	main := st.main()
+	if st.classes[main] == nil {
+		st.classes[main] = &held{} // absences only
+	}
+	var size int64
+	for _, class := range slices.Sorted(maps.Keys(st.classes)) {
+		if class == main {
+			continue
+		}
+		n, err := st.write(ctx, class, true)
+		if err != nil {
+			return err
+		}
+		size += n
+	}
+	n, err := st.write(ctx, main, false)
+	if err != nil {
 		return err
 	}
+	size += n
 	records := st.seq - st.durable
 	st.sink.stats.segments.Add(1)
 	st.sink.stats.records.Add(records)
 	st.sink.stats.bytes.Add(uint64(size))
-	st.sink.log.Debug("sink: segment stored", "gateway", st.gateway, "epoch", st.epoch, "sequence", st.seq, "segment", name,
-		"records", records, "bytes", size, "took", time.Since(began))
+	st.sink.log.Debug("sink: segment stored", "gateway", st.gateway, "epoch", st.epoch, "sequence", st.seq, "class", main,
+		"parts", len(st.classes)-1, "records", records, "bytes", size, "took", time.Since(began))
 	st.durable, st.base = st.seq, st.head
 	return nil
+}
+
+// write stores the segment, or the part of a class, and returns its size.
+func (st *stream) write(ctx context.Context, class string, part bool) (int64, error) {
+	id := vault.Segment{Day: st.day, Gateway: st.gateway, Epoch: st.epoch, First: st.durable + 1, Last: st.seq, Class: class, Part: part}
+	name, err := vault.SegmentName(id)
+	if err != nil {
+		return 0, st.wrong(err)
+	}
+	c := st.classes[class]
+	h := vault.Header{
+		Gateway: st.gateway, Epoch: st.epoch, First: id.First, Last: id.Last, Head: st.base,
+		Class: class, Expires: c.expires(), Records: c.records, Part: part,
+	}
+	if !part {
+		for _, other := range slices.Sorted(maps.Keys(st.classes)) {
+			if other != class {
+				h.Classes = append(h.Classes, other)
+			}
+		}
+	}
+	head, err := h.Append(nil)
+	if err != nil {
+		return 0, st.wrong(err)
+	}
+	frames, err := st.spool.content()
+	if err != nil {
+		return 0, fmt.Errorf("sink: spool: %w", err)
+	}
+	if len(st.classes) > 1 {
+		frames = &ofClass{r: bufio.NewReaderSize(frames, spoolBuffer), header: h}
+	}
+	r := &counter{r: io.MultiReader(bytes.NewReader(head), frames)}
+	if err := st.create(ctx, name, r); err != nil {
+		return 0, err
+	}
+	return r.n, nil
 }
 
 func (st *stream) create(ctx context.Context, name string, r io.Reader) error {

@@ -132,7 +132,7 @@ func TestWrong(t *testing.T) {
 		fr = append(fr, f)
 	}
 	leaf := func(n uint64) {
-		add(record.Frame{Kind: record.KindHeartbeat, Sequence: n, Time: testTime, Body: fmt.Appendf(nil, "record %d", n)})
+		add(record.Frame{Kind: record.KindHeartbeat, Sequence: n, Time: testTime, Class: "standard", Body: fmt.Appendf(nil, "record %d", n)})
 	}
 	leaf(1)
 	leaf(2)
@@ -245,13 +245,25 @@ func TestWrong(t *testing.T) {
 // Every call to the vault fails, and fails although it was done. The gateway
 // connects again, or the sink starts again; the vault ends up the same.
 func TestVaultFaults(t *testing.T) {
-	sc := script{seed: 9, epoch: testEpoch(t, 1), batches: 14, body: 300, perCut: 4}
+	t.Run("one class", func(t *testing.T) {
+		testVaultFaults(t, script{seed: 9, epoch: testEpoch(t, 1), batches: 14, body: 300, perCut: 4})
+	})
+	t.Run("three classes", func(t *testing.T) {
+		testVaultFaults(t, script{seed: 9, epoch: testEpoch(t, 1), batches: 10, body: 300, perCut: 4, classes: []string{"short", "standard", "long"}})
+	})
+	t.Run("another class", func(t *testing.T) {
+		testVaultFaults(t, script{seed: 9, epoch: testEpoch(t, 1), batches: 10, body: 300, perCut: 4, classes: []string{"short", "standard"}}, "ledger")
+	})
+}
+
+func testVaultFaults(t *testing.T, sc script, longest ...string) {
 	frames := sc.frames(t)
-	want := reference(t, sc.epoch, frames)
+	want := reference(t, sc.epoch, frames, longest...)
+	class := strings.Join(longest, "")
 	half := len(frames) / 2
 	run := func(t *testing.T, v vault.Vault, restart bool) (failed bool) {
 		t.Helper()
-		s := newSink(t, Config{Vault: v})
+		s := newSink(t, Config{Vault: v, Class: class})
 		var acked uint64
 		for tries, upTo := 0, half; ; tries++ {
 			if tries > 5 {
@@ -269,7 +281,7 @@ func TestVaultFaults(t *testing.T) {
 			}
 			acked = max(acked, held)
 			if restart {
-				s = newSink(t, Config{Vault: v})
+				s = newSink(t, Config{Vault: v, Class: class})
 			}
 			if err != nil {
 				continue
@@ -405,7 +417,7 @@ func TestVaultAltered(t *testing.T) {
 				head = head.Next(f.Leaf())
 			}
 		}
-		if shorter, err = (vault.Header{Gateway: "gw", Epoch: sc.epoch, First: id.First, Head: head}).Append(nil); err != nil {
+		if shorter, err = (vault.Header{Gateway: "gw", Epoch: sc.epoch, First: id.First, Last: id.Last, Class: "standard", Head: head}).Append(nil); err != nil {
 			t.Fatal(err)
 		}
 		for _, f := range frames {
@@ -545,7 +557,7 @@ func TestMemory(t *testing.T) {
 	var most uint64
 	const n = 1000
 	for seq := uint64(1); seq <= n; seq++ {
-		f := record.Frame{Kind: record.KindPayload, Sequence: seq, Time: testTime, Body: body}
+		f := record.Frame{Kind: record.KindPayload, Sequence: seq, Time: testTime, Class: "standard", Body: body}
 		if buf, err = f.Encode(buf[:0]); err != nil {
 			t.Fatal(err)
 		}

@@ -16,7 +16,7 @@ const (
 	markSize     = len(record.ChainHead{}) + 1
 )
 
-// spool holds a segment that is not whole yet, in a file without a name, and
+// spool holds the frames of a segment that is not whole yet, in a file without a name, and
 // beside it a mark for each record but the last: the chain's head after it and
 // whether a checkpoint followed. So a frame that comes again can be compared
 // however long the segment is, with no more memory than the buffers.
@@ -48,7 +48,7 @@ func newSpool(dir string) (*spool, error) {
 }
 
 // reset begins a new segment.
-func (s *spool) reset(header []byte) error {
+func (s *spool) reset() error {
 	for _, f := range []*os.File{s.data, s.marks} {
 		if err := f.Truncate(0); err != nil {
 			return err
@@ -60,7 +60,7 @@ func (s *spool) reset(header []byte) error {
 	s.dataW.Reset(s.data)
 	s.marksW.Reset(s.marks)
 	s.size, s.markCount = 0, 0
-	return s.append(header)
+	return nil
 }
 
 func (s *spool) append(b []byte) error {
@@ -99,12 +99,12 @@ func (s *spool) marked(index uint64) (head record.ChainHead, checked bool, err e
 	return head, b[len(head)] == 1, nil
 }
 
-// content returns the segment's bytes and their number.
-func (s *spool) content() (io.Reader, int64, error) {
+// content returns the frames of the segment.
+func (s *spool) content() (io.Reader, error) {
 	if err := s.dataW.Flush(); err != nil {
-		return nil, 0, err
+		return nil, err
 	}
-	return io.NewSectionReader(s.data, 0, s.size), s.size, nil
+	return io.NewSectionReader(s.data, 0, s.size), nil
 }
 
 func (s *spool) close() {

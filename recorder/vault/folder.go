@@ -158,6 +158,9 @@ func (f *Folder) Close() error {
 // Dir returns the vault's folder.
 func (f *Folder) Dir() string { return f.dir }
 
+// String returns the vault's folder.
+func (f *Folder) String() string { return f.dir }
+
 // Create implements [Vault].
 func (f *Folder) Create(ctx context.Context, name string, r io.Reader) error {
 	if err := CheckName(name); err != nil {

@@ -15,12 +15,15 @@ import (
 const (
 	SegmentsPrefix = "segments/"
 	KeysPrefix     = "keys/"
+	HoldsPrefix    = "holds/"
+	ExpiryPrefix   = "expiry/"
 )
 
 const (
 	dayForm    = "2006-01-02"
 	dayPrefix  = "dt=" // a Hive partition key, which BigQuery and DuckDB read
 	segmentExt = ".seg"
+	partExt    = ".part"
 	keyExt     = ".key"
 	seqDigits  = 20 // of the largest uint64, so that names sort by sequence
 
@@ -28,13 +31,16 @@ const (
 	MaxGateway = 253
 )
 
-// Segment says what a segment holds. Its name follows from it.
+// Segment says what a segment, or a part of one, holds. Its name follows from
+// it.
 type Segment struct {
 	Day     string // UTC day of the first leaf frame's time, see [Day]
 	Gateway string
 	Epoch   record.Epoch
 	First   uint64 // sequence of the first record, at least 1
 	Last    uint64 // sequence of the last record, at least First
+	Class   string // retention class of the records that are held whole
+	Part    bool   // only the records of its class, beside the segment of the same range
 }
 
 // Day returns the UTC day of t as segment names carry it.
@@ -55,13 +61,32 @@ func CheckGateway(name string) error {
 	return nil
 }
 
+// CheckClass reports whether a retention class can stand in a segment's name: 1
+// to [record.MaxClass] of A-Z, a-z, 0-9 and "_ -", beginning with a letter or
+// digit.
+func CheckClass(class string) error {
+	if class == "" || len(class) > record.MaxClass {
+		return fmt.Errorf("retention class of %d bytes: want 1 to %d", len(class), record.MaxClass)
+	}
+	for i := range len(class) {
+		if c := class[i]; !nameByte(c) || c == '.' || i == 0 && (c == '_' || c == '-') {
+			return fmt.Errorf("retention class %q: %q is not allowed at place %d (want letters, digits, and later also _ -)", class, c, i)
+		}
+	}
+	return nil
+}
+
 // SegmentName returns the segment's name in the vault,
-// segments/dt=DAY/GATEWAY/EPOCH/FIRST-LAST.seg.
+// segments/dt=DAY/GATEWAY/EPOCH/FIRST-LAST.CLASS.seg, or .part.
 func SegmentName(s Segment) (string, error) {
 	if err := s.check(); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("%s%020d-%020d%s", SegmentPrefix(s.Day, s.Gateway, s.Epoch), s.First, s.Last, segmentExt), nil
+	ext := segmentExt
+	if s.Part {
+		ext = partExt
+	}
+	return fmt.Sprintf("%s%020d-%020d.%s%s", SegmentPrefix(s.Day, s.Gateway, s.Epoch), s.First, s.Last, s.Class, ext), nil
 }
 
 // SegmentPrefix returns what the names of an epoch's segments of one day begin
@@ -80,7 +105,7 @@ func (s Segment) check() error {
 	if s.First == 0 || s.Last < s.First {
 		return fmt.Errorf("sequences %d to %d: want the first at least 1 and the last not below it", s.First, s.Last)
 	}
-	return nil
+	return CheckClass(s.Class)
 }
 
 // ParseSegmentName reads what [SegmentName] wrote, and only that.
@@ -96,7 +121,7 @@ func parseSegmentName(name string) (Segment, error) {
 	rest, ok := strings.CutPrefix(name, SegmentsPrefix+dayPrefix)
 	parts := strings.Split(rest, "/")
 	if !ok || len(parts) != 4 {
-		return Segment{}, errors.New("want segments/dt=DAY/GATEWAY/EPOCH/FIRST-LAST.seg")
+		return Segment{}, errors.New("want segments/dt=DAY/GATEWAY/EPOCH/FIRST-LAST.CLASS.seg")
 	}
 	s := Segment{Day: parts[0], Gateway: parts[1]}
 	var err error
@@ -104,10 +129,16 @@ func parseSegmentName(name string) (Segment, error) {
 		return Segment{}, err
 	}
 	file, ok := strings.CutSuffix(parts[3], segmentExt)
-	first, last, ok2 := strings.Cut(file, "-")
-	if !ok || !ok2 {
-		return Segment{}, fmt.Errorf("%q: want FIRST-LAST.seg", parts[3])
+	if !ok {
+		file, ok = strings.CutSuffix(parts[3], partExt)
+		s.Part = true
 	}
+	file, class, ok2 := strings.Cut(file, ".")
+	first, last, ok3 := strings.Cut(file, "-")
+	if !ok || !ok2 || !ok3 {
+		return Segment{}, fmt.Errorf("%q: want FIRST-LAST.CLASS.seg or .part", parts[3])
+	}
+	s.Class = class
 	if s.First, err = parseSequence(first); err != nil {
 		return Segment{}, err
 	}

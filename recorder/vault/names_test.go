@@ -25,8 +25,8 @@ func TestNames(t *testing.T) {
 		segment Segment
 		name    string
 	}{
-		{Segment{"2026-03-01", "gw-0", e, 1, 1}, "segments/dt=2026-03-01/gw-0/06be93m200000000000000000g/00000000000000000001-00000000000000000001.seg"},
-		{Segment{"0001-01-01", "A.b_c", e, 7, math.MaxUint64}, "segments/dt=0001-01-01/A.b_c/06be93m200000000000000000g/00000000000000000007-18446744073709551615.seg"},
+		{Segment{Day: "2026-03-01", Gateway: "gw-0", Epoch: e, First: 1, Last: 1, Class: "standard"}, "segments/dt=2026-03-01/gw-0/06be93m200000000000000000g/00000000000000000001-00000000000000000001.standard.seg"},
+		{Segment{Day: "0001-01-01", Gateway: "A.b_c", Epoch: e, First: 7, Last: math.MaxUint64, Class: "7-y_A", Part: true}, "segments/dt=0001-01-01/A.b_c/06be93m200000000000000000g/00000000000000000007-18446744073709551615.7-y_A.part"},
 	} {
 		name, err := SegmentName(c.segment)
 		if err != nil || name != c.name {
@@ -55,7 +55,7 @@ func TestNames(t *testing.T) {
 
 func TestNamesRefuse(t *testing.T) {
 	e := testEpoch(t)
-	good := Segment{"2026-03-01", "gw", e, 1, 2}
+	good := Segment{Day: "2026-03-01", Gateway: "gw", Epoch: e, First: 1, Last: 2, Class: "standard"}
 	for what, change := range map[string]func(*Segment){
 		"first 0":           func(s *Segment) { s.First = 0 },
 		"last below first":  func(s *Segment) { s.First, s.Last = 3, 2 },
@@ -68,6 +68,10 @@ func TestNamesRefuse(t *testing.T) {
 		"gateway with NUL":  func(s *Segment) { s.Gateway = "a\x00" },
 		"gateway not ASCII": func(s *Segment) { s.Gateway = "gä" },
 		"gateway too long":  func(s *Segment) { s.Gateway = strings.Repeat("g", MaxGateway+1) },
+		"no class":          func(s *Segment) { s.Class = "" },
+		"class with a dot":  func(s *Segment) { s.Class = "a.seg" },
+		"class with /":      func(s *Segment) { s.Class = "a/b" },
+		"class too long":    func(s *Segment) { s.Class = strings.Repeat("c", record.MaxClass+1) },
 		"gateway with =":    func(s *Segment) { s.Gateway = "dt=1" },
 	} {
 		s := good
@@ -109,8 +113,8 @@ func TestNamesRefuse(t *testing.T) {
 }
 
 func FuzzParseSegmentName(f *testing.F) {
-	f.Add("segments/dt=2026-03-01/gw-0/06be93m200000000000000000g/00000000000000000001-00000000000000000001.seg")
-	f.Add("segments/dt=2026-03-01/../06be93m200000000000000000g/00000000000000000001-00000000000000000001.seg")
+	f.Add("segments/dt=2026-03-01/gw-0/06be93m200000000000000000g/00000000000000000001-00000000000000000001.standard.seg")
+	f.Add("segments/dt=2026-03-01/../06be93m200000000000000000g/00000000000000000001-00000000000000000001.standard.seg")
 	f.Fuzz(func(t *testing.T, name string) {
 		s, err := ParseSegmentName(name)
 		if err != nil {

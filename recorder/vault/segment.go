@@ -4,49 +4,153 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
+	"time"
 
 	"verbatim.dev/recorder/record"
 )
 
 const (
-	segmentMagic   = "verbatim segment 1\n"
-	maxHeaderLine  = 1024
+	segmentMagic  = "verbatim segment 2\n"
+	maxHeaderLine = 8 << 10
+	// MaxClasses is how many retention classes one segment can have.
+	MaxClasses     = 64
 	readBufferSize = 64 << 10
 )
 
-// Header is what a segment says of itself.
+// Header is what a segment, or a part, says of itself.
 type Header struct {
 	Gateway string
 	Epoch   record.Epoch
 	First   uint64           // sequence of the first record
-	Head    record.ChainHead // the epoch's chain head before that record
+	Last    uint64           // sequence of the last record
+	Head    record.ChainHead // the epoch's chain head before the first record
+	Class   string           // of the records that are held whole
+	Expires time.Time        // when the last of these expires, to the second; zero: never, or there are none
+	Records uint64           // how many are held whole
+	Part    bool
+	// Classes are those of the records that are absent, in byte order.
+	Classes []string
 }
 
 type headerJSON struct {
-	Gateway string `json:"gateway"`
-	Epoch   string `json:"epoch"`
-	First   uint64 `json:"first"`
-	Head    string `json:"head"`
+	Gateway string   `json:"gateway"`
+	Epoch   string   `json:"epoch"`
+	First   uint64   `json:"first"`
+	Last    uint64   `json:"last"`
+	Head    string   `json:"head"`
+	Class   string   `json:"class"`
+	Expires int64    `json:"expires"`
+	Records uint64   `json:"records"`
+	Part    bool     `json:"part,omitempty"`
+	Classes []string `json:"classes,omitempty"`
+}
+
+func (h Header) check() error {
+	if err := CheckGateway(h.Gateway); err != nil {
+		return err
+	}
+	if h.First == 0 || h.Last < h.First {
+		return fmt.Errorf("sequences %d to %d: want the first at least 1 and the last not below it", h.First, h.Last)
+	}
+	if h.Records > h.Last-h.First+1 {
+		return fmt.Errorf("%d records in a range of %d", h.Records, h.Last-h.First+1)
+	}
+	if h.Part && len(h.Classes) > 0 || len(h.Classes) > MaxClasses {
+		return fmt.Errorf("%d classes of absent records", len(h.Classes))
+	}
+	for i, c := range h.Classes {
+		if err := CheckClass(c); err != nil {
+			return err
+		}
+		if c == h.Class || i > 0 && c <= h.Classes[i-1] {
+			return fmt.Errorf("class %q is out of order", c)
+		}
+	}
+	return CheckClass(h.Class)
 }
 
 // Append appends the bytes that a segment with this header begins with.
 func (h Header) Append(dst []byte) ([]byte, error) {
-	if err := CheckGateway(h.Gateway); err != nil {
+	if err := h.check(); err != nil {
 		return dst, fmt.Errorf("segment header: %w", err)
 	}
-	if h.First == 0 {
-		return dst, errors.New("segment header: the first sequence is 0")
+	j := headerJSON{
+		Gateway: h.Gateway, Epoch: h.Epoch.String(), First: h.First, Last: h.Last, Head: hex.EncodeToString(h.Head[:]),
+		Class: h.Class, Records: h.Records, Part: h.Part, Classes: h.Classes,
 	}
-	line, err := json.Marshal(headerJSON{h.Gateway, h.Epoch.String(), h.First, hex.EncodeToString(h.Head[:])})
+	if !h.Expires.IsZero() {
+		j.Expires = h.Expires.Unix()
+	}
+	line, err := json.Marshal(j)
 	if err != nil {
 		return dst, fmt.Errorf("segment header: %w", err)
 	}
 	return append(append(append(dst, segmentMagic...), line...), '\n'), nil
+}
+
+// KindAbsent is the kind of what stands in a segment for a record that lies in
+// the part of another class. It is no kind of frame: its Sequence, Time, Class
+// and Expiry are the record's, its Body is the record's leaf digest.
+const KindAbsent record.Kind = 66
+
+// An absence is stored as
+//
+//	offset size
+//	0      4    length of what follows this field, 61: less than any frame's
+//	4      1    index into the header's classes
+//	5      8    sequence
+//	13     8    time, Unix nanoseconds
+//	21     8    expiry, Unix seconds, 0 for none
+//	29     32   leaf
+//	61     4    CRC32C of all the bytes before it
+const absenceSize = 65
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// AppendAbsence appends what stands for the record f, which was encoded or
+// decoded, where its class is the header's class with the given index.
+func AppendAbsence(dst []byte, f *record.Frame, class int) []byte {
+	start := len(dst)
+	dst = binary.BigEndian.AppendUint32(dst, absenceSize-4)
+	dst = append(dst, byte(class))
+	dst = binary.BigEndian.AppendUint64(dst, f.Sequence)
+	dst = binary.BigEndian.AppendUint64(dst, uint64(f.Time.UnixNano()))
+	var expiry int64
+	if !f.Expiry.IsZero() {
+		expiry = f.Expiry.Unix()
+	}
+	dst = binary.BigEndian.AppendUint64(dst, uint64(expiry))
+	leaf := f.Leaf()
+	dst = append(dst, leaf[:]...)
+	return binary.BigEndian.AppendUint32(dst, crc32.Checksum(dst[start:], castagnoli))
+}
+
+func (s *SegmentReader) absence() (record.Frame, error) {
+	var b [absenceSize]byte
+	if _, err := io.ReadFull(s.r, b[:]); err != nil {
+		return record.Frame{}, fmt.Errorf("%w: %w", record.ErrTorn, err)
+	}
+	if got, want := binary.BigEndian.Uint32(b[61:]), crc32.Checksum(b[:61], castagnoli); got != want {
+		return record.Frame{}, fmt.Errorf("the checksum of an absent record is %08x, its bytes give %08x", got, want)
+	}
+	if int(b[4]) >= len(s.header.Classes) {
+		return record.Frame{}, fmt.Errorf("an absent record has class %d of %d", b[4], len(s.header.Classes))
+	}
+	f := record.Frame{
+		Kind: KindAbsent, Class: s.header.Classes[b[4]], Sequence: binary.BigEndian.Uint64(b[5:]),
+		Time: time.Unix(0, int64(binary.BigEndian.Uint64(b[13:]))).UTC(), Body: bytes.Clone(b[29:61]),
+	}
+	if t := int64(binary.BigEndian.Uint64(b[21:])); t != 0 {
+		f.Expiry = time.Unix(t, 0).UTC()
+	}
+	return f, nil
 }
 
 // SegmentError says where a segment is wrong.
@@ -86,9 +190,9 @@ func ReadSegment(name string, r io.Reader) (*SegmentReader, error) {
 		return nil, s.fail(err)
 	}
 	if id, err := ParseSegmentName(name); err == nil {
-		if h := s.header; id.Gateway != h.Gateway || id.Epoch != h.Epoch || id.First != h.First {
+		if h := s.header; id.Gateway != h.Gateway || id.Epoch != h.Epoch || id.First != h.First || id.Last != h.Last || id.Class != h.Class || id.Part != h.Part {
 			return nil, &SegmentError{Name: name, Offset: int64(len(segmentMagic)),
-				Err: fmt.Errorf("the header is of gateway %s, epoch %s, first %d: not what the name says", h.Gateway, h.Epoch, h.First)}
+				Err: fmt.Errorf("the header is of gateway %s, epoch %s, records %d to %d, class %s, part %t: not what the name says", h.Gateway, h.Epoch, h.First, h.Last, h.Class, h.Part)}
 		}
 	}
 	return s, nil
@@ -135,7 +239,7 @@ func (s *SegmentReader) readHeader() error {
 		return err
 	}
 	if string(magic[:]) != segmentMagic {
-		return fmt.Errorf("begins with %q: no segment of version 1", magic[:])
+		return fmt.Errorf("begins with %q: no segment of version 2", magic[:])
 	}
 	s.next = int64(len(segmentMagic))
 	var line []byte
@@ -171,7 +275,10 @@ func parseHeader(line []byte) (Header, error) {
 	if err := dec.Decode(&j); err != nil {
 		return Header{}, fmt.Errorf("%q: %w", line, err)
 	}
-	h := Header{Gateway: j.Gateway, First: j.First}
+	h := Header{Gateway: j.Gateway, First: j.First, Last: j.Last, Class: j.Class, Records: j.Records, Part: j.Part, Classes: j.Classes}
+	if j.Expires != 0 {
+		h.Expires = time.Unix(j.Expires, 0).UTC()
+	}
 	var err error
 	if h.Epoch, err = record.ParseEpoch(j.Epoch); err != nil {
 		return Header{}, err
@@ -198,13 +305,30 @@ func (s *SegmentReader) Header() Header { return s.header }
 // Offset returns the byte where the frame that Next returned last begins.
 func (s *SegmentReader) Offset() int64 { return s.start }
 
+// End returns the byte behind what Next returned last.
+func (s *SegmentReader) End() int64 { return s.next }
+
 // Next returns the next frame, in memory of its own, or io.EOF after the last
-// one. After an error it returns the same error again.
+// one. For a record that is absent the frame is of kind [KindAbsent]. After an error it returns the same error again.
 func (s *SegmentReader) Next() (record.Frame, error) {
 	if s.err != nil {
 		return record.Frame{}, s.err
 	}
-	f, err := record.ReadFrame(s.r)
+	var f record.Frame
+	size, err := s.r.Peek(4)
+	if err != nil && !errors.Is(err, io.EOF) {
+		s.err = s.fail(err)
+		return record.Frame{}, s.err
+	}
+	if err == nil && binary.BigEndian.Uint32(size) == absenceSize-4 {
+		if f, err = s.absence(); err != nil {
+			s.err = s.fail(err)
+			return record.Frame{}, s.err
+		}
+		s.start, s.next = s.next, s.next+absenceSize
+		return f, nil
+	}
+	f, err = record.ReadFrame(s.r)
 	if errors.Is(err, io.EOF) {
 		s.err = io.EOF
 		return record.Frame{}, io.EOF

@@ -19,7 +19,7 @@ func testSegment(t testing.TB, records int) (b []byte, offsets []int64) {
 	t.Helper()
 	e := testEpoch(t)
 	head := record.NewChain(e, "gw")
-	b, err := Header{Gateway: "gw", Epoch: e, First: 1, Head: head}.Append(nil)
+	b, err := Header{Gateway: "gw", Epoch: e, First: 1, Last: uint64(records), Head: head, Class: "standard", Records: uint64(records)}.Append(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,7 +41,7 @@ func testSegment(t testing.TB, records int) (b []byte, offsets []int64) {
 }
 
 func testSegmentName(t testing.TB, records int) string {
-	name, err := SegmentName(Segment{"2026-03-01", "gw", testEpoch(t), 1, uint64(records)})
+	name, err := SegmentName(Segment{Day: "2026-03-01", Gateway: "gw", Epoch: testEpoch(t), First: 1, Last: uint64(records), Class: "standard"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,17 +97,17 @@ func TestReadSegmentErrors(t *testing.T) {
 		at   int64
 		text string
 	}{
-		"empty":                  {nil, 0, "no segment of version 1"},
-		"other version":          {replace("segment 1\n", "segment 2\n"), 0, "no segment of version 1"},
+		"empty":                  {nil, 0, "no segment of version 2"},
+		"other version":          {replace("segment 2\n", "segment 1\n"), 0, "no segment of version 2"},
 		"no header":              {good[:header], header, "cut off"},
-		"header without end":     {append([]byte(segmentMagic), bytes.Repeat([]byte("x"), 5000)...), header, "longer than"},
+		"header without end":     {append([]byte(segmentMagic), bytes.Repeat([]byte("x"), 9000)...), header, "longer than"},
 		"header no JSON":         {replace(`{"gateway"`, `["gateway"`), header, "header"},
 		"header, unknown field":  {replace(`"first":1`, `"first":1,"x":2`), header, "unknown field"},
 		"header, space":          {replace(`"first":1`, `"first": 1`), header, "canonical"},
 		"header, duplicate":      {replace(`"first":1`, `"first":2,"first":1`), header, "canonical"},
-		"header, first 0":        {replace(`"first":1`, `"first":0`), header, "first sequence is 0"},
-		"header, trailing":       {replace("\"}\n", "\"}{}\n"), header, "canonical"},
-		"header of another":      {replace(`"first":1`, `"first":2`), header, "not what the name says"},
+		"header, first 0":        {replace(`"first":1`, `"first":0`), header, "sequences 0 to 3"},
+		"header, trailing":       {replace("}\n", "}{}\n"), header, "canonical"},
+		"header of another":      {replace(`"last":3`, `"last":4`), header, "not what the name says"},
 		"header, gateway":        {replace(`"gw"`, `"gx"`), header, "not what the name says"},
 		"header, bad gateway":    {replace(`"gw"`, `"../gw"`), header, "gateway name"},
 		"bit in the first frame": {flip(offsets[0] + 30), offsets[0], "checksum"},
@@ -138,6 +138,90 @@ func TestReadSegmentErrors(t *testing.T) {
 	}
 }
 
+// absences returns a segment of two records, one of which lies in a part.
+func absences(t testing.TB) []byte {
+	t.Helper()
+	e := testEpoch(t)
+	b, err := Header{Gateway: "gw", Epoch: e, First: 1, Last: 2, Class: "standard", Records: 1, Expires: time.Unix(2e9, 0), Classes: []string{"long", "short"}}.Append(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := time.Date(2026, 3, 1, 12, 0, 0, 7, time.UTC)
+	f := record.Frame{Kind: record.KindOpen, Sequence: 1, Time: at, Class: "standard", Body: []byte("{}")}
+	if b, err = f.Encode(b); err != nil {
+		t.Fatal(err)
+	}
+	g := record.Frame{Kind: record.KindHeartbeat, Sequence: 2, Time: at, Expiry: time.Unix(3e9, 0), Class: "short", Body: []byte("{}")}
+	if _, err = g.Encode(nil); err != nil {
+		t.Fatal(err)
+	}
+	return AppendAbsence(b, &g, 1)
+}
+
+func TestReadAbsence(t *testing.T) {
+	b := absences(t)
+	s, err := ReadSegment("x", bytes.NewReader(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Next(); err != nil {
+		t.Fatal(err)
+	}
+	f, err := s.Next()
+	want := record.Frame{Kind: record.KindHeartbeat, Sequence: 2, Time: time.Date(2026, 3, 1, 12, 0, 0, 7, time.UTC), Expiry: time.Unix(3e9, 0), Class: "short", Body: []byte("{}")}
+	if _, e := want.Encode(nil); err != nil || e != nil {
+		t.Fatal(err, e)
+	}
+	leaf := want.Leaf()
+	if f.Kind != KindAbsent || f.Kind.Leaf() || f.Sequence != 2 || f.Class != "short" || !f.Time.Equal(want.Time) || !f.Expiry.Equal(want.Expiry) || !bytes.Equal(f.Body, leaf[:]) {
+		t.Errorf("got %+v", f)
+	}
+	if s.End() != int64(len(b)) || s.Offset() != int64(len(b)-absenceSize) {
+		t.Errorf("from %d to %d of %d", s.Offset(), s.End(), len(b))
+	}
+	if _, err := s.Next(); !errors.Is(err, io.EOF) {
+		t.Error(err)
+	}
+	// Every bit counts, and so does every byte's being there.
+	for i := len(b) - absenceSize; i < len(b); i++ {
+		c := bytes.Clone(b)
+		c[i] ^= 0x10
+		for _, c := range [][]byte{c, b[:i]} {
+			s, err := ReadSegment("x", bytes.NewReader(c))
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = s.Next()
+			var bad *SegmentError
+			if _, err := s.Next(); !errors.As(err, &bad) && !(len(c) == len(b)-absenceSize && errors.Is(err, io.EOF)) {
+				t.Fatalf("byte %d: %v", i, err)
+			}
+		}
+	}
+}
+
+func TestHeaderRefuses(t *testing.T) {
+	good := Header{Gateway: "gw", Epoch: testEpoch(t), First: 1, Last: 3, Class: "b", Records: 3}
+	if _, err := good.Append(nil); err != nil {
+		t.Fatal(err)
+	}
+	for what, change := range map[string]func(*Header){
+		"no class":         func(h *Header) { h.Class = "" },
+		"class with a dot": func(h *Header) { h.Class = "a.b" },
+		"too many records": func(h *Header) { h.Records = 4 },
+		"own class absent": func(h *Header) { h.Classes = []string{"b"} },
+		"out of order":     func(h *Header) { h.Classes = []string{"c", "a"} },
+		"twice":            func(h *Header) { h.Classes = []string{"c", "c"} },
+		"part with others": func(h *Header) { h.Part, h.Classes = true, []string{"c"} },
+	} {
+		h := good
+		change(&h)
+		if _, err := h.Append(nil); err == nil {
+			t.Errorf("%s: taken", what)
+		}
+	}
+}
+
 // A disk that fails is no segment that is wrong.
 func TestReadSegmentFault(t *testing.T) {
 	b, offsets := testSegment(t, 3)
@@ -156,7 +240,7 @@ func TestReadSegmentFault(t *testing.T) {
 // A segment of any size is read with one frame in memory.
 func TestReadSegmentMemory(t *testing.T) {
 	e := testEpoch(t)
-	head, err := Header{Gateway: "gw", Epoch: e, First: 1}.Append(nil)
+	head, err := Header{Gateway: "gw", Epoch: e, First: 1, Last: 1, Class: "standard", Records: 1}.Append(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -229,6 +313,7 @@ func FuzzReadSegment(f *testing.F) {
 	b, offsets := testSegment(f, 2)
 	f.Add(b)
 	f.Add(b[:offsets[1]])
+	f.Add(absences(f))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s, err := ReadSegment("x", bytes.NewReader(b))
 		if err != nil {
@@ -250,6 +335,10 @@ func FuzzReadSegment(f *testing.F) {
 					t.Fatalf("the end is reported %d bytes early", len(rest))
 				}
 				return
+			}
+			if fr.Kind == KindAbsent {
+				rest = rest[absenceSize:]
+				continue
 			}
 			if !bytes.HasPrefix(rest, fr.Raw()) {
 				t.Fatal("a frame that is not in the input")

@@ -7,16 +7,38 @@
 // the objects hold, so a sink that crashed and does its work again writes the
 // same bytes under the same names.
 //
-// A segment holds the frames of one epoch from after one cut checkpoint to
-// and including the next, without key frames. Its file is
+// A segment covers the records of one epoch from after one cut checkpoint to
+// and including the next. Its file is
 //
-//	verbatim segment 1\n
-//	{"gateway":"G","epoch":"E","first":N,"head":"HEX"}\n
-//	frames, back to back, as the gateway stored them
+//	verbatim segment 2\n
+//	{"gateway":"G","epoch":"E","first":N,"last":N,"head":"HEX","class":"C","expires":T,"records":N}\n
+//	frames, back to back, as the gateway stored them, without key frames
 //
-// where head is the epoch's chain head before the record N. Wrapped data keys
-// rest apart, one object each, so that a key can be erased without touching a
-// segment.
+// where head is the epoch's chain head before the record first, records counts
+// the records that are held whole and expires is when the retention of the last
+// of them ends (Unix seconds, 0 for never).
+//
+// A file holds whole records of one retention class only. Where a segment's
+// records are of several, those of each other class lie in a part, a file of
+// the same form and range that ends in .part and has neither checkpoints nor
+// anything in place of what it leaves out. The segment itself has, in the place
+// of each such record, an absence: its sequence, time, class, expiry and leaf
+// digest ([KindAbsent]). So every segment is dense, its chain can be verified by
+// itself, and goes on to be when the parts are gone. The header's classes lists
+// the classes of absences, which refer to it by index. The class of the segment
+// itself is the one with the longest retention: the vault's ([Set.Longest]), or
+// where places are not told apart the one of its records that expires last. Most
+// segments are of one class and have no part. Parts are written first, so that
+// a segment that is there has its parts.
+//
+// Bodies are sealed and so do not compress; a segment is not compressed either,
+// for then its bytes would depend on the version of the compressor, and two
+// sinks would not write the same ones.
+//
+// Wrapped data keys rest apart, one object each, so that a key can be erased
+// without touching a segment; so do holds. Both must be erasable, so in Cloud
+// Storage they need a bucket without retention, while each retention class has
+// a bucket of its own: a [Set] puts these places together to one vault.
 //
 // A folder is tamper-evident, not write-once storage: who may write the folder
 // may change it, and verification then says so.

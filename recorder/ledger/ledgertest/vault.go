@@ -107,6 +107,10 @@ type Gateway struct {
 	Epoch record.Epoch
 	// Class is the retention class of the records.
 	Class string
+	// Longest is the class of the segments, where it is empty the one that
+	// expires last. Years is each class's retention, 1 where it is not there.
+	Longest string
+	Years   map[string]int
 
 	tenant *keyset.Handle
 	random *rand.ChaCha8
@@ -118,7 +122,7 @@ type Gateway struct {
 	end    *record.EpochEnd
 	open   map[uint64]string // exchanges without an outcome, with their class
 
-	segment []byte // frames since the last cut
+	segment []record.Frame // since the last cut
 	first   uint64
 	from    record.ChainHead
 	day     string
@@ -181,7 +185,7 @@ func (g *Gateway) put(d record.Draft, exchange uint64) {
 	if f.Class == "" {
 		f.Class = g.Class
 	}
-	f.Expiry = g.Now.AddDate(1, 0, 0)
+	f.Expiry = g.Now.AddDate(max(1, g.Years[f.Class]), 0, 0).Truncate(time.Second)
 	if d.Render != nil {
 		f.Body = must(d.Render(record.ID{Epoch: g.Epoch, Sequence: exchange}))
 	}
@@ -202,7 +206,8 @@ func (g *Gateway) put(d record.Draft, exchange uint64) {
 	if g.segment == nil {
 		g.day = vault.Day(g.Now)
 	}
-	g.segment = must(f.Encode(g.segment))
+	must(f.Encode(nil))
+	g.segment = append(g.segment, f)
 	g.head = g.head.Next(f.Leaf())
 	g.tree.Add(f.Leaf())
 	g.next++
@@ -210,7 +215,8 @@ func (g *Gateway) put(d record.Draft, exchange uint64) {
 
 func (g *Gateway) commit(cut bool) {
 	c := must(record.Checkpoint(record.Statement{Gateway: g.Name, Epoch: g.Epoch, Size: g.next - 1, Root: g.tree.Root(), Head: g.head, Time: g.Now}, g.key.Signer(), cut))
-	g.segment = must(c.Encode(g.segment))
+	must(c.Encode(nil))
+	g.segment = append(g.segment, c)
 }
 
 // Cut ends the segment and puts it into the vault.
@@ -219,9 +225,44 @@ func (g *Gateway) Cut() {
 		return
 	}
 	g.commit(true)
-	h := vault.Header{Gateway: g.Name, Epoch: g.Epoch, First: g.first, Head: g.from}
-	name := must(vault.SegmentName(vault.Segment{Day: g.day, Gateway: g.Name, Epoch: g.Epoch, First: g.first, Last: g.next - 1}))
-	g.Vault.Files[name] = append(must(h.Append(nil)), g.segment...)
+	last := map[string]time.Time{}
+	count := map[string]uint64{}
+	for _, f := range g.segment {
+		if f.Kind.Leaf() {
+			count[f.Class]++
+			if f.Expiry.After(last[f.Class]) {
+				last[f.Class] = f.Expiry
+			}
+		}
+	}
+	longest := g.Longest
+	for _, c := range slices.Sorted(maps.Keys(last)) {
+		if g.Longest == "" && (longest == "" || last[c].After(last[longest])) {
+			longest = c
+		}
+	}
+	last[longest] = last[longest] // with nothing of its own it holds absences
+	for c := range last {
+		h := vault.Header{Gateway: g.Name, Epoch: g.Epoch, First: g.first, Last: g.next - 1, Head: g.from, Class: c, Expires: last[c], Records: count[c], Part: c != longest}
+		if !h.Part {
+			for _, other := range slices.Sorted(maps.Keys(last)) {
+				if other != c {
+					h.Classes = append(h.Classes, other)
+				}
+			}
+		}
+		b := must(h.Append(nil))
+		for _, f := range g.segment {
+			switch leaf := f.Kind.Leaf(); {
+			case leaf && f.Class == c, !leaf && !h.Part:
+				b = append(b, f.Raw()...)
+			case leaf && !h.Part:
+				b = vault.AppendAbsence(b, &f, slices.Index(h.Classes, f.Class))
+			}
+		}
+		name := must(vault.SegmentName(vault.Segment{Day: g.day, Gateway: g.Name, Epoch: g.Epoch, First: g.first, Last: g.next - 1, Class: c, Part: h.Part}))
+		g.Vault.Files[name] = b
+	}
 	g.segment, g.first, g.from = nil, g.next, g.head
 }
 
