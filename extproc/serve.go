@@ -103,11 +103,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
-	limits := server.Limits{
-		Exchanges: cfg.Limits.Exchanges, Window: int32(cfg.Limits.Window), Share: cfg.Limits.Share.Bytes(), Budget: cfg.Limits.Budget.Bytes(),
-		Body: cfg.Limits.RequestBody.Bytes(), Decision: cfg.Limits.Decision, Journal: cfg.Limits.Journal, Idle: cfg.Limits.Idle,
-	}
-	srv, err = server.New(server.Config{Recorder: j, Refused: j.Refuse, Gate: g.gate, Limits: limits, Logger: log})
+	srv, err = server.New(server.Config{Recorder: j, Refused: j.Refuse, Gate: g.gate, Limits: serverLimits(cfg.Limits), Logger: log})
 	if err != nil {
 		return errors.Join(err, j.Close(ctx, "start failed"))
 	}
@@ -172,6 +168,13 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		failed = errors.Join(failed, err)
 	}
 	return failed
+}
+
+func serverLimits(l config.Limits) server.Limits {
+	return server.Limits{
+		Exchanges: l.Exchanges, Window: int32(l.Window), Share: l.Share.Bytes(), Budget: l.Budget.Bytes(),
+		Body: l.RequestBody.Bytes(), Decision: l.Decision, Journal: l.Journal, Idle: l.Idle,
+	}
 }
 
 // stopServing lets streams end by themselves, for drain at most.

@@ -78,14 +78,23 @@ type Limits struct {
 // keys and caches.
 const BaseMemory Size = 96 << 20
 
+// LeastShare is the smallest share with which an exchange can go on alone: one
+// message of Envoy's, the same bytes once more in records that are not durable
+// yet, and what gRPC holds for a reader that does not drain it.
+const LeastShare Size = 640 << 10
+
+// HeldBody is how often a request body counts that is held to decide on it: as
+// it came, as it goes on, and both in records.
+const HeldBody = 4
+
 // Memory is the most that the process holds by design:
 //
 //	exchanges x (window + share) + budget + base
 //
 // Each admitted exchange can have a full flow-control window that gRPC has taken
 // in and nobody has read, and holds its share; beyond the shares all of them
-// together hold the budget; base is BaseMemory. The garbage collector's slack
-// comes on top unless GOMEMLIMIT is set to this number.
+// together hold the budget; base is BaseMemory. The garbage collector keeps to
+// it: serve sets it as the limit, unless GOMEMLIMIT is set.
 func (l Limits) Memory() Size {
 	each := l.Window + l.Share
 	rest := l.Budget + BaseMemory

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -276,16 +277,16 @@ func (k *checker) limits() {
 	}
 	// gRPC's smallest window is 64 KiB less a byte; a window is a signed 32-bit number.
 	k.size("limits.window", l.Window, 64<<10, 1<<30)
-	k.size("limits.share", l.Share, 128<<10, 1<<30)
+	k.size("limits.share", l.Share, LeastShare, 1<<30)
 	k.size("limits.budget", l.Budget, 0, 1<<40)
 	k.size("limits.request_body", l.RequestBody, 1<<10, 1<<30)
 	k.span("limits.decision", l.Decision, 10*time.Millisecond, time.Minute)
 	k.span("limits.journal", l.Journal, 10*time.Millisecond, 10*time.Minute)
 	k.span("limits.idle", l.Idle, time.Second, 24*time.Hour)
 	k.span("limits.drain", l.Drain, 0, time.Hour)
-	if k.decoded && l.RequestBody > l.Share+l.Budget {
-		k.at("limits.request_body", "limits.request_body %s is more than share and budget together (%s), so that such a request could never be held: raise budget, or lower request_body",
-			l.RequestBody, l.Share+l.Budget)
+	if k.decoded && HeldBody*l.RequestBody > l.Budget {
+		k.at("limits.request_body", "limits.request_body %s, which counts %d times while it is held, is more than the budget (%s), so that such a request could never be held: raise budget, or lower request_body",
+			l.RequestBody, HeldBody, l.Budget)
 	}
 }
 
@@ -374,7 +375,7 @@ func (k *checker) issuers() {
 		if len(i.Claims) > 0 && i.Profile != "generic" {
 			k.at(at+".claims", "claims go with profile generic only: profile %s has its own, remove them", short(i.Profile))
 		} else {
-			for field := range i.Claims {
+			for _, field := range slices.Sorted(maps.Keys(i.Claims)) {
 				if !slices.Contains(claimFields, field) {
 					k.at(at+".claims."+field, "claims cannot fill %q: %s", short(field), suggest(nearest(field, claimFields), claimFields))
 				}

@@ -26,6 +26,25 @@ func (b *Budget) take(n int64) bool {
 	}
 }
 
+// What an exchange counts beside the bytes of bodies that it holds. Together with
+// the bytes themselves, this is what the memory formula rests on.
+const (
+	// outgoing is what gRPC holds of a stream that its reader does not drain: a
+	// write quota of 64 KiB and one reply above it, in buffers of 64 KiB.
+	outgoing = 128 << 10
+	// LeastShare lets an exchange go on with nothing but its share: one message,
+	// and the same bytes once more in records that are not durable yet.
+	LeastShare = outgoing + 2*expected
+	// ahead is the most that an exchange borrows for bodies that stream: a stalled
+	// reader must not hold what others could move with.
+	ahead = 4 << 20
+	// heldCost is what each byte of a held body counts beyond itself: what it is
+	// rewritten to, and both once more in records. A byte of SQL becomes sqlCost
+	// more in the intent.
+	heldCost = 3
+	sqlCost  = 5
+)
+
 // Used returns the bytes that are reserved now.
 func (b *Budget) Used() int64 { return b.used.Load() }
 
@@ -36,6 +55,18 @@ type holding struct {
 	budget   *Budget
 	held     int64
 	borrowed int64
+}
+
+// newHolding returns the holding of a new exchange.
+func newHolding(share int64, b *Budget) holding {
+	return holding{share: share, budget: b, held: outgoing}
+}
+
+// streams reports whether a body that streams may go on by n bytes: within the
+// share always, beyond it up to a quarter of what the budget has left.
+func (h *holding) streams(n int64) bool {
+	over := h.held + n - h.share
+	return over <= 0 || over <= min(ahead, (h.budget.limit-h.budget.Used()+h.borrowed)/4)
 }
 
 // reserve makes room for n bytes that are about to be received, or reports

@@ -19,6 +19,9 @@ func (x *exchange) draft() record.Draft {
 // earlier commits.
 func (x *exchange) commit(drafts []record.Draft, then func()) {
 	c := commit{since: x.now(), then: then}
+	for i := range drafts { // until they are durable, the records hold the bytes once more
+		c.bytes += int64(len(drafts[i].Body))
+	}
 	if len(drafts) > 0 {
 		if x.id.Sequence == 0 {
 			for i := range drafts {
@@ -44,6 +47,7 @@ func (x *exchange) commit(drafts []record.Draft, then func()) {
 			x.id, x.receipt = c.ticket.ID, c.ticket.Receipt
 		}
 	}
+	x.hold.change(c.bytes)
 	x.commits = append(x.commits, c)
 	x.advance()
 }
@@ -102,7 +106,9 @@ func (x *exchange) advance() {
 				return
 			}
 		}
+		x.commits[0] = commit{} // it holds chunks
 		x.commits = x.commits[1:]
+		x.hold.change(-c.bytes)
 		if c.ticket != nil {
 			if err := c.ticket.Err(); err != nil {
 				x.unrecorded(err)
@@ -152,7 +158,7 @@ func (x *exchange) intentDrafts() []record.Draft {
 	d.Render = func(id record.ID) ([]byte, error) { return record.Marshal(p.intent(id, x.req, at, streams)) }
 	drafts := []record.Draft{d}
 	if len(x.body) > 0 {
-		drafts = append(drafts, x.up.drafts(x.draft(), [][]byte{x.body})...)
+		drafts = append(drafts, x.up.drafts(x.draft(), chunk{b: x.body})...)
 	}
 	return drafts
 }

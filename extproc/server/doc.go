@@ -26,12 +26,17 @@
 //
 // # Memory
 //
-// One exchange holds at most Share bytes that it received and has not sent on
-// (more only while the global Budget has room) and gRPC holds at most Window
-// bytes that were not received yet. So the process stays below
+// An exchange counts what it holds: the bytes of bodies that it received and has
+// not sent on, the same bytes once more while the journal makes them durable, and
+// what gRPC keeps for a reader that does not drain it. It counts them against its
+// Share, and beyond that against the global Budget, of which a body that streams
+// borrows at most a quarter of what is left. gRPC holds at most Window bytes of a
+// stream that were not received yet. So the process stays below
 //
 //	Exchanges x (Window + Share) + Budget + its base
 //
-// A request that must be held whole and finds no room is answered 503. Because
-// each exchange owns its share, none waits for another to make progress.
+// A body that is held to decide on it counts four times, for what it becomes; one
+// that finds no room is answered 503. Because each exchange owns its share, none
+// waits for another to make progress. Bodies lie in buffers that are used again
+// ([codec]), so that garbage does not come on top.
 package server

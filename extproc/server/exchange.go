@@ -62,14 +62,16 @@ type (
 // reply is one message to Envoy, with the number of held bytes that it frees
 // when it is sent.
 type reply struct {
-	msg   *extproc.ProcessingResponse
-	bytes int64
+	msg    *extproc.ProcessingResponse
+	bytes  int64
+	memory []byte // pooled, of no use once the reply is sent
 }
 
 // commit is an append that is under way, and what happens when it is durable.
 type commit struct {
 	ticket *record.Ticket // nil: nothing had to be recorded
 	since  time.Time
+	bytes  int64 // that the records hold until then
 	then   func()
 }
 
@@ -101,14 +103,17 @@ type exchange struct {
 	sent  lane // the request as it went upstream, where it differs
 	down  lane // the response as the caller gets it
 
+	memory []byte // pooled buffer of the message in step, nil once somebody has it
+
 	body       []byte // the request's body while it is held
+	bodyExtra  int64  // counted for what a held body becomes, see heldCost
 	resHead    *record.Head
 	headReply  *extproc.ProcessingResponse
-	headQueued bool     // the head is in a commit
-	headOut    bool     // the head was given to Envoy
-	held       [][]byte // durable, not released: the end is not known yet
-	inFlight   int      // commits of the response that are not durable yet
-	linger     bool     // a first piece waits for the rest of a small response
+	headQueued bool   // the head is in a commit
+	headOut    bool   // the head was given to Envoy
+	last       []byte // the response's last byte so far: durable, and held until the end is known
+	inFlight   int    // commits of the response that are not durable yet
+	linger     bool   // a first piece waits for the rest of a small response
 	lingered   bool
 	facts      *bigquery.Scanner
 	status     int
@@ -219,7 +224,7 @@ func (x *exchange) requestBody(b []byte, end bool) {
 		x.hold.change(-int64(len(b)))
 		return
 	}
-	x.up.add(b)
+	x.up.add(x.chunk(b))
 	x.up.ended = end
 	if x.phase == phaseOpen {
 		x.flushRequest()
@@ -228,6 +233,12 @@ func (x *exchange) requestBody(b []byte, end bool) {
 
 // heldBody collects the body until it can be decided on.
 func (x *exchange) heldBody(b []byte, end bool) {
+	extra := heldCost * int64(len(b))
+	if !x.hold.reserve(extra) {
+		x.step(eventNoRoom{})
+		return
+	}
+	x.bodyExtra += extra
 	x.body = append(x.body, b...)
 	x.up.ended = end
 	if int64(len(x.body)) > x.maxBody {
@@ -247,6 +258,13 @@ func (x *exchange) heldBody(b []byte, end bool) {
 	}
 }
 
+// mayReceive reports whether the next message may be taken, as far as it is for
+// this exchange to say. Without a decision there is no other end than all of
+// the body, or none.
+func (x *exchange) mayReceive() bool {
+	return x.phase < phaseIntent || x.hold.streams(expected)
+}
+
 func (x *exchange) decide() {
 	ctx, cancel := context.WithTimeout(x.ctx, x.timeout)
 	defer cancel()
@@ -254,15 +272,24 @@ func (x *exchange) decide() {
 		x.deny(refused)
 		return
 	}
+	if n := sqlCost * int64(len(x.plan.call.SQL)); n > expected {
+		if !x.hold.reserve(n) {
+			x.step(eventNoRoom{})
+			return
+		}
+		x.bodyExtra += n
+	}
 	x.phase = phaseIntent
 	drafts := x.intentDrafts()
 	body, held, whole := x.body, int64(len(x.body)), x.up.ended
 	if x.plan.body != nil { // what goes upstream is not what the caller sent
-		drafts = append(drafts, x.sent.drafts(x.draft(), [][]byte{x.plan.body})...)
+		drafts = append(drafts, x.sent.drafts(x.draft(), chunk{b: x.plan.body})...)
 		body = x.plan.body
 	}
-	x.body = nil
+	x.body, x.plan.body = nil, nil
 	x.commit(drafts, func() {
+		x.hold.change(-x.bodyExtra)
+		x.bodyExtra = 0
 		x.phase = phaseOpen
 		x.forwarded = x.now()
 		x.send(requestHeadReply(x.plan, x.req), 0)
@@ -271,7 +298,7 @@ func (x *exchange) decide() {
 			return
 		}
 		if whole || len(body) > 0 {
-			x.sendBody(record.DirectionRequest, body, whole, held)
+			x.sendBody(record.DirectionRequest, chunk{b: body}, whole, held)
 		}
 		x.upOut = whole
 		x.flushRequest()
@@ -286,13 +313,13 @@ func (x *exchange) flushRequest() {
 	}
 	chunks, end := x.up.take(), x.up.ended
 	x.upOut = end
-	x.commit(x.up.drafts(x.draft(), chunks), func() { x.sendChunks(record.DirectionRequest, chunks, end) })
+	x.commit(x.up.drafts(x.draft(), chunks...), func() { x.sendChunks(record.DirectionRequest, chunks, end) })
 }
 
 // sendChunks sends chunks in order; with end, the last reply ends the stream.
-func (x *exchange) sendChunks(d record.Direction, chunks [][]byte, end bool) {
+func (x *exchange) sendChunks(d record.Direction, chunks []chunk, end bool) {
 	for i, c := range chunks {
-		x.sendBody(d, c, end && i == len(chunks)-1, int64(len(c)))
+		x.sendBody(d, c, end && i == len(chunks)-1, int64(len(c.b)))
 	}
 	if end && len(chunks) == 0 {
 		x.send(bodyReply(d, nil, true), 0)
@@ -301,22 +328,30 @@ func (x *exchange) sendChunks(d record.Direction, chunks [][]byte, end bool) {
 
 // sendBody sends one chunk in replies of at most maxReply bytes. held is what
 // the chunk counts in the exchange's memory until the last of them is sent.
-func (x *exchange) sendBody(d record.Direction, c []byte, end bool, held int64) {
+func (x *exchange) sendBody(d record.Direction, c chunk, end bool, held int64) {
+	b := c.b
 	for {
-		n := min(len(c), maxReply)
-		rest := c[n:]
-		r := reply{msg: bodyReply(d, c[:n:n], end && len(rest) == 0)}
+		n := min(len(b), maxReply)
+		rest := b[n:]
+		r := reply{msg: bodyReply(d, b[:n:n], end && len(rest) == 0)}
 		if len(rest) == 0 {
-			r.bytes = held
+			r.bytes, r.memory = held, c.memory
 		} else {
 			r.bytes = min(held, int64(n))
 			held -= r.bytes
 		}
 		x.out = append(x.out, r)
-		if c = rest; len(c) == 0 {
+		if b = rest; len(b) == 0 {
 			return
 		}
 	}
+}
+
+// chunk returns bytes of the message in step as a chunk that owns them.
+func (x *exchange) chunk(b []byte) chunk {
+	c := chunk{b, x.memory}
+	x.memory = nil
+	return c
 }
 
 func (x *exchange) send(m *extproc.ProcessingResponse, held int64) {

@@ -13,6 +13,7 @@ import (
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	extproc "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"google.golang.org/protobuf/proto"
 
 	"verbatim.dev/extproc/auth"
 	"verbatim.dev/extproc/bigquery"
@@ -215,6 +216,15 @@ func (r *rig) shape() string {
 	return strings.Join(out, ", ")
 }
 
+// sentBody is the response's body as it was sent.
+func (r *rig) sentBody() string {
+	var out []byte
+	for _, m := range r.sent {
+		out = append(out, m.GetResponseBody().GetResponse().GetBodyMutation().GetStreamedResponse().GetBody()...)
+	}
+	return string(out)
+}
+
 func body(b *extproc.BodyResponse) string {
 	s := b.Response.BodyMutation.GetStreamedResponse()
 	end := ""
@@ -284,14 +294,15 @@ func TestNoResponseByteGoesOutBeforeItIsDurable(t *testing.T) {
 	check(t, "on record", r.tape.kinds(), "intent | response-head response")
 	check(t, "sent before the commit", r.shape(), "")
 	r.settle(nil)
-	check(t, "the last chunk stays until the end is known", r.shape(), "res")
+	check(t, "the last byte stays until the end is known", r.shape(), "res, res:2")
 	r.do(resBody("def", false))
 	r.settle(nil)
-	check(t, "the chunk before goes out", r.shape(), "res, res:3")
+	check(t, "the byte before goes out", r.shape(), "res, res:2, res:3")
 	r.do(resBody("", true))
-	check(t, "the outcome is not durable", r.shape(), "res, res:3")
+	check(t, "the outcome is not durable", r.shape(), "res, res:2, res:3")
 	r.settle(nil)
-	check(t, "all out", r.shape(), "res, res:3, res:3.")
+	check(t, "all out", r.shape(), "res, res:2, res:3, res:1.")
+	check(t, "sent bytes", r.sentBody(), "abcdef")
 	if r.phase != phaseDone || r.err != nil {
 		t.Errorf("phase %d, err %v", r.phase, r.err)
 	}
@@ -486,7 +497,7 @@ func TestKillSwitch(t *testing.T) {
 	t.Run("within the response", func(t *testing.T) {
 		r := newRig(t, &fakeGate{carries: bigquery.CarriesJSON, full: true}, true)
 		r.do(reqHead(false), reqBody("q", true), resHead(false), resBody("rows", false), eventLinger{}, eventKilled{"left"})
-		check(t, "sent", r.shape(), "req, req:1., res")
+		check(t, "sent", r.shape(), "req, req:1., res, res:3")
 		if o := r.tape.outcome(t); r.err == nil || o.Verbatim.Cause != "revoked" {
 			t.Errorf("err %v, outcome %+v", r.err, o.Verbatim)
 		}
@@ -567,6 +578,70 @@ func TestHeldBytesBalance(t *testing.T) {
 	}
 	if r.phase != phaseDone {
 		t.Errorf("phase %d", r.phase)
+	}
+}
+
+// A pooled buffer goes back once, and not before the last reply that reads from
+// it; the bytes come out as they went in, whatever their sizes.
+func TestReleasedBytesAndTheirMemory(t *testing.T) {
+	sizes := []int{1, 2, 1000, maxReply - 1, maxReply, maxReply + 1, 2*maxReply - 1, 2 * maxReply, expected}
+	for _, first := range sizes {
+		for _, second := range sizes {
+			for _, end := range []string{"with the last piece", "alone", "trailers"} {
+				r := newRig(t, &fakeGate{carries: bigquery.CarriesNone, full: true}, true)
+				r.exchange.lingered = true
+				r.do(reqHead(true), resHead(false))
+				r.sent = nil
+				var want []byte
+				sent, given := map[*byte]int{}, map[*byte]int{}
+				feed := func(n int, m func(string, bool) *extproc.ProcessingRequest, last bool) {
+					msg := m(strings.Repeat(string(rune('a'+len(want)%26)), n), last)
+					b := msg.GetResponseBody()
+					if n > 0 {
+						var memory []byte
+						if n >= pooledFrom {
+							b.Body, memory = getBody(n)
+							copy(b.Body, bytes.Repeat([]byte{byte('a' + len(want)%26)}, n))
+							given[&memory[0]]++
+						}
+						r.exchange.memory = memory
+					}
+					want = append(want, b.Body...)
+					r.hold.change(int64(n))
+					r.step(msg)
+					for _, o := range r.out {
+						r.sent = append(r.sent, proto.Clone(o.msg).(*extproc.ProcessingResponse))
+						r.hold.change(-o.bytes)
+						if o.memory != nil {
+							sent[&o.memory[0]]++
+							clear(o.memory) // whoever still needs it is wrong
+						}
+					}
+					r.out = nil
+				}
+				feed(first, resBody, false)
+				feed(second, resBody, end == "with the last piece")
+				switch end {
+				case "alone":
+					feed(0, resBody, true)
+				case "trailers":
+					r.do(resTrailers())
+				}
+				name := fmt.Sprintf("%d and %d bytes, end %s", first, second, end)
+				if got := r.sentBody(); got != string(want) {
+					t.Errorf("%s: %d bytes came out as %d others", name, len(want), len(got))
+				}
+				if r.phase != phaseDone || r.hold.held != 0 {
+					t.Errorf("%s: phase %d, %d bytes held", name, r.phase, r.hold.held)
+				}
+				for p, n := range sent {
+					if n != 1 {
+						t.Errorf("%s: a buffer went back %d times", name, n)
+					}
+					delete(given, p)
+				}
+			}
+		}
 	}
 }
 

@@ -15,8 +15,8 @@ type lane struct {
 	piece     uint32
 	offset    int64
 	sum       hash.Hash
-	pending   [][]byte // received, not yet given to the journal
-	waiting   int64    // bytes in pending
+	pending   []chunk // received, not yet given to the journal
+	waiting   int64   // bytes in pending
 	ended     bool
 	before    *laneSums // before drafts that the journal has not taken yet
 }
@@ -31,16 +31,16 @@ type laneSums struct {
 func newLane(d record.Direction) lane { return lane{direction: d, sum: sha256.New()} }
 
 // add takes in bytes that were received.
-func (l *lane) add(b []byte) {
-	if len(b) == 0 {
+func (l *lane) add(c chunk) {
+	if len(c.b) == 0 {
 		return
 	}
-	l.pending = append(l.pending, b)
-	l.waiting += int64(len(b))
+	l.pending = append(l.pending, c)
+	l.waiting += int64(len(c.b))
 }
 
 // take empties pending.
-func (l *lane) take() [][]byte {
+func (l *lane) take() []chunk {
 	b := l.pending
 	l.pending, l.waiting = nil, 0
 	return b
@@ -48,12 +48,13 @@ func (l *lane) take() [][]byte {
 
 // drafts counts and hashes the chunks and returns the payload records that
 // keep them, none where the lane is not recorded.
-func (l *lane) drafts(base record.Draft, chunks [][]byte) []record.Draft {
+func (l *lane) drafts(base record.Draft, chunks ...chunk) []record.Draft {
 	var out []record.Draft
 	if l.before == nil && len(chunks) > 0 {
 		l.before = &laneSums{l.piece, l.offset, clone(l.sum)}
 	}
-	for _, c := range chunks {
+	for _, next := range chunks {
+		c := next.b
 		l.sum.Write(c)
 		if !l.full {
 			l.offset += int64(len(c))

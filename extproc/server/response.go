@@ -39,8 +39,8 @@ func (x *exchange) responseBody(b []byte, end bool) {
 		return
 	}
 	if len(b) > 0 {
-		x.down.add(b)
 		x.facts.Write(b)
+		x.down.add(x.chunk(b))
 	}
 	if end {
 		x.finish(nil)
@@ -78,22 +78,54 @@ func (x *exchange) flushResponse() {
 	x.linger, x.lingered = false, true
 	drafts := x.headDrafts()
 	chunks := x.down.take()
-	drafts = append(drafts, x.down.drafts(x.draft(), chunks)...)
+	drafts = append(drafts, x.down.drafts(x.draft(), chunks...)...)
 	x.inFlight++
 	x.commit(drafts, func() {
 		x.inFlight--
 		x.releaseHead()
-		if len(chunks) > 0 { // the newest chunk stays until the end is known
-			x.sendChunks(record.DirectionResponse, x.held, false)
-			x.sendChunks(record.DirectionResponse, chunks[:len(chunks)-1], false)
-			x.held = chunks[len(chunks)-1:]
-			if x.plan.framed { // the end of a gRPC message stream is its trailers
-				x.sendChunks(record.DirectionResponse, x.held, false)
-				x.held = nil
-			}
-		}
+		x.release(chunks, x.plan.framed, false) // the end of a gRPC message stream is its trailers
 		x.flushResponse()
 	})
+}
+
+// release sends chunks of the response on, all but the last byte of them, which
+// stays until the end is known; whole sends that too. With end, the last reply
+// ends the response.
+func (x *exchange) release(chunks []chunk, whole, end bool) {
+	for i, c := range chunks {
+		held, newest := int64(len(c.b)), i == len(chunks)-1
+		var last []byte
+		if newest && !whole {
+			last = []byte{c.b[len(c.b)-1]}
+			c.b = c.b[:len(c.b)-1]
+		}
+		end := end && newest
+		switch {
+		case len(x.last) > 0: // it goes in front, within the first reply
+			n := min(len(c.b), maxReply-1)
+			front := chunk{}
+			front.b, front.memory = getBody(n + 1)
+			front.b[0] = x.last[0]
+			copy(front.b[1:], c.b[:n])
+			if c.b = c.b[n:]; len(c.b) > 0 {
+				x.sendBody(record.DirectionResponse, front, false, 0)
+				x.sendBody(record.DirectionResponse, c, end, held)
+			} else {
+				x.sendBody(record.DirectionResponse, front, end, held)
+				putBody(c.memory)
+			}
+		case len(c.b) > 0:
+			x.sendBody(record.DirectionResponse, c, end, held)
+		default: // one byte, which stays
+			x.hold.change(-held)
+			putBody(c.memory)
+		}
+		x.last = last
+	}
+	if len(chunks) == 0 && whole && (end || len(x.last) > 0) {
+		x.send(bodyReply(record.DirectionResponse, x.last, end), 0)
+		x.last = nil
+	}
 }
 
 // headDrafts returns the record of the response's head, once.
@@ -125,20 +157,18 @@ func (x *exchange) finish(trailers *extproc.ProcessingResponse) {
 	x.gate.settled(x.plan, x.status, x.facts.Facts())
 	drafts := x.headDrafts()
 	chunks := x.down.take()
-	drafts = append(drafts, x.down.drafts(x.draft(), chunks)...)
+	drafts = append(drafts, x.down.drafts(x.draft(), chunks...)...)
 	drafts = append(drafts, x.outcomeDraft(record.ResultDelivered, "")...)
 	headersOnly := len(chunks) == 0 && x.down.offset == 0 && x.plan.headEnd
 	x.commit(drafts, func() {
 		x.releaseHead()
-		rest := append(x.held, chunks...)
-		x.held = nil
 		switch {
 		case trailers != nil:
-			x.sendChunks(record.DirectionResponse, rest, false)
+			x.release(chunks, true, false)
 			x.send(trailers, 0)
 		case headersOnly:
 		default:
-			x.sendChunks(record.DirectionResponse, rest, true)
+			x.release(chunks, true, true)
 		}
 		x.phase = phaseDone
 	})

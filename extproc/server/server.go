@@ -79,8 +79,8 @@ func New(c Config) (*Server, error) {
 	switch {
 	case c.Recorder == nil || c.Gate == nil || c.Logger == nil || c.Refused == nil:
 		return nil, errors.New("server: recorder, gate, refused and logger are required")
-	case c.Limits.Exchanges < 1 || c.Limits.Share < 2*expected || c.Limits.Body < 1 || c.Limits.Window < 64<<10:
-		return nil, fmt.Errorf("server: limits %+v: want at least 1 exchange, a share of %d, a window of %d and a body of 1 byte", c.Limits, 2*expected, 64<<10)
+	case c.Limits.Exchanges < 1 || c.Limits.Share < LeastShare || c.Limits.Body < 1 || c.Limits.Window < 64<<10:
+		return nil, fmt.Errorf("server: limits %+v: want at least 1 exchange, a share of %d, a window of %d and a body of 1 byte", c.Limits, LeastShare, 64<<10)
 	case c.Limits.Decision <= 0 || c.Limits.Journal <= 0 || c.Limits.Idle <= 0:
 		return nil, fmt.Errorf("server: limits %+v: want times above 0", c.Limits)
 	}
@@ -102,6 +102,7 @@ func Transport(window int32, exchanges int) []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.InitialWindowSize(window),
 		grpc.InitialConnWindowSize(max(window, 8<<20)),
+		grpc.ForceServerCodecV2(newCodec()),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(uint32(exchanges) * 2),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
@@ -163,7 +164,11 @@ type watched struct {
 
 func (w *watched) RecvMsg(m any) error {
 	err := w.ServerStream.RecvMsg(m)
-	if r, ok := m.(*extproc.ProcessingRequest); ok && err == nil && r.GetResponseHeaders().GetEndOfStream() {
+	r, _ := m.(*extproc.ProcessingRequest)
+	if in, ok := m.(*inbound); ok {
+		r = in.msg
+	}
+	if err == nil && r.GetResponseHeaders().GetEndOfStream() {
 		w.head.Store(true)
 	}
 	return err
@@ -178,7 +183,7 @@ func (w *watched) SendMsg(m any) error {
 }
 
 type received struct {
-	msg *extproc.ProcessingRequest
+	inbound
 	err error
 }
 
@@ -219,13 +224,14 @@ func (s *Server) Process(stream extproc.ExternalProcessor_ProcessServer) (err er
 			case <-ctx.Done():
 				return
 			}
-			m, err := stream.Recv()
+			var r received
+			r.err = stream.RecvMsg(&r.inbound)
 			select {
-			case in <- received{m, err}:
+			case in <- r:
 			case <-ctx.Done():
 				return
 			}
-			if err != nil {
+			if r.err != nil {
 				return
 			}
 		}
@@ -239,6 +245,7 @@ func (s *Server) Process(stream extproc.ExternalProcessor_ProcessServer) (err er
 			select {
 			case r := <-next:
 				err := stream.Send(r.msg)
+				putBody(r.memory) // Send has copied it
 				select {
 				case sent <- sendResult{r.bytes, err}:
 				case <-ctx.Done():
@@ -283,7 +290,9 @@ func (s *Server) loop(ctx context.Context, x *exchange, me *running, in <-chan r
 			return nil
 		}
 		if !credited && !lost {
-			if x.hold.reserve(expected) {
+			if !x.mayReceive() {
+				// It goes on when its own bytes have gone out.
+			} else if x.hold.reserve(expected) {
 				credited = true
 				credit <- struct{}{}
 			} else if x.phase == phaseBody { // what is held does not drain by itself
@@ -323,12 +332,16 @@ func (s *Server) loop(ctx context.Context, x *exchange, me *running, in <-chan r
 			}
 			n := int64(len(r.msg.GetRequestBody().GetBody()) + len(r.msg.GetResponseBody().GetBody()))
 			x.hold.change(n - expected)
+			x.memory = r.memory
 			x.step(r.msg)
+			putBody(x.memory) // where nobody took it
+			x.memory = nil
 		case <-settled:
 			active = time.Now()
 			x.step(eventSettled{})
 		case out <- first:
 			sending = true
+			x.out[0] = reply{}
 			x.out = x.out[1:]
 		case r := <-sent:
 			sending = false
@@ -370,7 +383,7 @@ func (s *Server) exchange(ctx context.Context, me *running, over bool) *exchange
 	return &exchange{
 		prober: s.probe, gate: watch{g, me, s.cfg.Gate}, recorder: s.cfg.Recorder, refused: s.cfg.Refused, now: s.cfg.Now, ctx: ctx,
 		timeout: s.cfg.Limits.Decision, maxBody: s.cfg.Limits.Body,
-		hold: holding{share: s.cfg.Limits.Share, budget: s.budget},
+		hold: newHolding(s.cfg.Limits.Share, s.budget),
 		up:   newLane(record.DirectionRequest), sent: newLane(record.DirectionUpstream), down: newLane(record.DirectionResponse),
 	}
 }

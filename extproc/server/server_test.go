@@ -26,16 +26,23 @@ type wire struct {
 
 func (w *wire) Context() context.Context { return w.ctx }
 
-func (w *wire) Recv() (*extproc.ProcessingRequest, error) {
+func (w *wire) RecvMsg(to any) error {
 	select {
 	case m, ok := <-w.in:
 		if !ok {
-			return nil, io.EOF
+			return io.EOF
 		}
-		return m, nil
+		to.(*inbound).msg = m
+		return nil
 	case <-w.ctx.Done():
-		return nil, w.ctx.Err()
+		return w.ctx.Err()
 	}
+}
+
+func (w *wire) Recv() (*extproc.ProcessingRequest, error) {
+	var in inbound
+	err := w.RecvMsg(&in)
+	return in.msg, err
 }
 
 func (w *wire) Send(m *extproc.ProcessingResponse) error {
@@ -64,7 +71,7 @@ func testServer(t *testing.T, tp *tape, exchanges int) *Server {
 				Verifier: proven{}, Revoked: func(*auth.Identity) (string, bool) { return "", false },
 				Connections: []*Connection{{Name: "c", Projects: []string{"p"}, Recording: "full"}}}
 		},
-		Limits: Limits{Exchanges: exchanges, Window: 64 << 10, Share: 2 * expected, Budget: 1 << 20, Body: 1 << 20,
+		Limits: Limits{Exchanges: exchanges, Window: 64 << 10, Share: LeastShare, Budget: 1 << 20, Body: 1 << 20,
 			Decision: time.Second, Journal: time.Minute, Idle: time.Minute},
 	})
 	if err != nil {
