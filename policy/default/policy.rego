@@ -58,7 +58,7 @@ decision := {"allow": false, "reasons": reasons, "limits": {"maximum_bytes_bille
 # program reads it before anything else, and would hide the text of a denial.
 decision := {
 	"allow": true,
-	"reasons": [{"code": "public", "message": "the description of the API is for every caller"}],
+	"reasons": [reason("public", "the description of the API is for every caller")],
 	"limits": {"maximum_bytes_billed": 0},
 	"labels": {},
 } if public
