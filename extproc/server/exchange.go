@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"time"
 
 	extproc "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
@@ -194,7 +195,7 @@ func (x *exchange) requestHead(r *request) {
 	x.plan = p
 	x.up.full, x.sent.full, x.down.full = p.full, p.full, p.full
 	if refused != nil {
-		x.deny(refused)
+		x.turnDown(refused)
 		return
 	}
 	if r.end {
@@ -269,7 +270,7 @@ func (x *exchange) decide() {
 	ctx, cancel := context.WithTimeout(x.ctx, x.timeout)
 	defer cancel()
 	if refused := x.gate.decide(ctx, x.plan, x.body, x.prober(x)); refused != nil {
-		x.deny(refused)
+		x.turnDown(refused)
 		return
 	}
 	if n := sqlCost * int64(len(x.plan.call.SQL)); n > expected {
@@ -303,6 +304,17 @@ func (x *exchange) decide() {
 		x.upOut = whole
 		x.flushRequest()
 	})
+}
+
+// turnDown denies what the gate refused. A caller who left in the meantime made
+// whatever the gate waited for fail: that is no fault of the service.
+func (x *exchange) turnDown(r *refusal) {
+	if err := x.ctx.Err(); err != nil && r.status == http.StatusServiceUnavailable {
+		x.phase = phaseBody // a request did come
+		x.lost(err)
+		return
+	}
+	x.deny(r)
 }
 
 // flushRequest journals what came of a streaming body, and sends it on when it

@@ -27,7 +27,6 @@ type tape struct {
 	next    uint64
 	tickets []*record.Ticket
 	appends [][]record.Draft
-	bodies  map[uint64][]byte
 	auto    bool  // settle at once
 	err     error // that appends get
 	full    bool  // only the reserve has room
@@ -670,6 +669,26 @@ func TestCredentialsStayOut(t *testing.T) {
 	for _, h := range p.request.headers {
 		if !strings.Contains(removed, h.Name) {
 			t.Errorf("%s would go upstream with the caller's token", h.Name)
+		}
+	}
+}
+
+// TestWhatFailsForACallerWhoLeftIsNotTheServicesFault: the gate's waiting ends
+// with the exchange's context.
+func TestWhatFailsForACallerWhoLeftIsNotTheServicesFault(t *testing.T) {
+	for _, end := range []bool{true, false} {
+		r := newRig(t, &fakeGate{carries: bigquery.CarriesJSON, refuseHead: &refusal{status: 503, code: "issuer_unavailable", by: "authentication"}}, true)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		r.ctx = ctx
+		m := head(query...)
+		m.GetRequestHeaders().EndOfStream = end
+		r.do(m)
+		if r.err == nil || len(r.sent) != 0 || r.tape.kinds() != "intent outcome" {
+			t.Errorf("error %v, %d replies, on record %s", r.err, len(r.sent), r.tape.kinds())
+		}
+		if o := r.tape.outcome(t); o.Verbatim.Result != record.ResultAborted || o.Verbatim.Cause != "client left" {
+			t.Errorf("ended as %s (%s)", o.Verbatim.Result, o.Verbatim.Cause)
 		}
 	}
 }

@@ -93,7 +93,8 @@ func New(c Config) (*Server, error) {
 // Options returns the gRPC options that the guarantees rest on: flow-control
 // windows that bound memory, and the interceptor against clean early ends.
 func (s *Server) Options() []grpc.ServerOption {
-	return append(Transport(s.cfg.Limits.Window, s.cfg.Limits.Exchanges), grpc.ChainStreamInterceptor(NoCleanEarlyEnd))
+	return append(Transport(s.cfg.Limits.Window, s.cfg.Limits.Exchanges), grpc.ChainStreamInterceptor(NoCleanEarlyEnd),
+		grpc.WaitForHandlers(true)) // Stop returns when their outcomes are with the journal
 }
 
 // Transport returns the options of a gRPC server that talks to Envoy, for
@@ -364,6 +365,7 @@ func (s *Server) loop(ctx context.Context, x *exchange, me *running, in <-chan r
 			case settled != nil && s.cfg.Now().Sub(x.commits[0].since) >= limits.Journal:
 				x.unrecorded(errors.New("the journal did not answer in time"))
 			case time.Since(active) >= limits.Idle:
+				active = time.Now() // for the answer to go out
 				x.step(eventStuck{"nothing moved for " + limits.Idle.String()})
 			}
 		}
