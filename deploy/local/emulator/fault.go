@@ -12,7 +12,8 @@ import (
 type FaultKind int
 
 const (
-	// FaultReset resets the connection after AfterBytes bytes of the body.
+	// FaultReset resets the connection after AfterBytes bytes of the body, once
+	// Duration is over.
 	FaultReset FaultKind = iota + 1
 	// FaultStall stops after AfterBytes bytes of the body, for Duration or until
 	// the client is gone, then goes on.
@@ -33,7 +34,8 @@ type Fault struct {
 	// AfterBytes is how much of the body passes first. The headers always do,
 	// unless it is negative: then not even these.
 	AfterBytes int64
-	// Duration bounds a stall; 0 stalls until the client is gone.
+	// Duration bounds a stall; 0 stalls until the client is gone. A reset comes
+	// so much later.
 	Duration time.Duration
 	// Status is for FaultStatus, default 500.
 	Status int
@@ -125,6 +127,10 @@ func (w *countingWriter) strike() {
 		case <-after:
 		}
 	case FaultReset:
+		select {
+		case <-w.ctx.Done():
+		case <-time.After(f.Duration):
+		}
 		if c, _, err := http.NewResponseController(w.ResponseWriter).Hijack(); err == nil {
 			if t, ok := c.(*net.TCPConn); ok {
 				_ = t.SetLinger(0)
