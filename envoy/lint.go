@@ -489,7 +489,7 @@ func admits(rules *rbacconfigv3.RBAC) bool {
 		if len(p.GetPrincipals()) != 1 {
 			return false
 		}
-		m := p.GetPrincipals()[0].GetMetadata()
+		m := p.GetPrincipals()[0].GetMetadata() //lint:ignore SA1019 deprecated, and as good a lock: a mesh may still use it
 		if s := p.GetPrincipals()[0].GetSourcedMetadata(); s != nil {
 			if s.GetMetadataSource() != rbacconfigv3.MetadataSource_DYNAMIC {
 				return false

@@ -159,7 +159,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	case <-st.Sink.Done():
 		return fmt.Errorf("the sink ended: %v; see %s", st.Sink.Err(), filepath.Join(s.home, "log/sink.log"))
 	case <-st.Envoy.Done():
-		return fmt.Errorf("Envoy ended: %v; see %s", st.Envoy.Err(), filepath.Join(s.home, "log/envoy.log")) //lint:ignore ST1005 Envoy is a name
+		return fmt.Errorf("the proxy Envoy ended: %v; see %s", st.Envoy.Err(), filepath.Join(s.home, "log/envoy.log"))
 	}
 }
 

@@ -120,6 +120,7 @@ type Verifier struct {
 	issuers  []*issuer
 	byURL    map[string]*issuer
 	byDomain map[string]*issuer // SPIFFE issuers, for tokens without iss
+	proofs   *proofs
 	close    sync.Once
 }
 
@@ -171,7 +172,7 @@ func New(ctx context.Context, cfg Config, previous *Verifier) (*Verifier, error)
 	if fetch.logger == nil {
 		fetch.logger = slog.Default()
 	}
-	v := &Verifier{now: fetch.now, byURL: map[string]*issuer{}, byDomain: map[string]*issuer{}}
+	v := &Verifier{now: fetch.now, byURL: map[string]*issuer{}, byDomain: map[string]*issuer{}, proofs: newProofs()}
 	names := map[string]bool{}
 	for n, ic := range cfg.Issuers {
 		is, err := newIssuer(ic)

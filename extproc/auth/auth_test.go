@@ -850,8 +850,7 @@ func TestKeySetsThatAreWrong(t *testing.T) {
 func TestDiscovery(t *testing.T) {
 	k := staticKey()
 	var issuerURL, jwks atomic.Value
-	var srv *httptest.Server
-	srv = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/.well-known/openid-configuration":
 			fmt.Fprintf(w, `{"issuer":%q,"jwks_uri":%q}`, issuerURL.Load(), jwks.Load())

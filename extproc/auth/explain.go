@@ -27,7 +27,7 @@ type Step struct {
 // Explain is Verify with its steps. It stops at the first check that fails.
 func (v *Verifier) Explain(ctx context.Context, token string) Explanation {
 	tr := &trace{}
-	id, err := v.verify(ctx, token, tr)
+	id, err := v.verify(ctx, token, tr, nil)
 	e := Explanation{Steps: tr.steps, Identity: id}
 	if err != nil {
 		e.Err = err

@@ -2,6 +2,7 @@ package auth
 
 import (
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/rsa"
@@ -121,9 +122,11 @@ func (k *keySet) release() {
 
 type outcomeKey struct{}
 
-// outcome carries the refusal past go-oidc, which flattens errors to text.
+// outcome carries the refusal past go-oidc, which flattens errors to text, and
+// the key that verified.
 type outcome struct {
 	header header
+	key    crypto.PublicKey
 	err    *Error
 }
 
@@ -133,41 +136,42 @@ func (k *keySet) VerifySignature(ctx context.Context, token string) ([]byte, err
 	if !ok {
 		return nil, errors.New("called outside of Verify")
 	}
-	payload, err := k.verify(ctx, token, o.header)
+	payload, key, err := k.verify(ctx, token, o.header)
 	if err != nil {
 		o.err = err
 		return nil, err
 	}
+	o.key = key
 	return payload, nil
 }
 
-func (k *keySet) verify(ctx context.Context, token string, h header) ([]byte, *Error) {
+func (k *keySet) verify(ctx context.Context, token string, h header) ([]byte, crypto.PublicKey, *Error) {
 	jws, err := jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{jose.SignatureAlgorithm(h.alg)})
 	if err != nil {
-		return nil, refuse(TokenMalformed, "the token is no JWS in compact form")
+		return nil, nil, refuse(TokenMalformed, "the token is no JWS in compact form")
 	}
-	try := func(keys []jose.JSONWebKey) ([]byte, bool) {
+	try := func(keys []jose.JSONWebKey) ([]byte, crypto.PublicKey) {
 		for n := range keys {
 			if payload, err := jws.Verify(keys[n].Key); err == nil {
-				return payload, true
+				return payload, keys[n].Key
 			}
 		}
-		return nil, false
+		return nil, nil
 	}
 	keys, refusal := k.lookup(ctx, h)
 	if refusal != nil {
-		return nil, refusal
+		return nil, nil, refusal
 	}
-	if payload, ok := try(keys); ok {
-		return payload, nil
+	if payload, key := try(keys); key != nil {
+		return payload, key, nil
 	}
 	// An issuer may have put another key under the same id, or uses none.
 	if keys = k.relookup(ctx, h); keys != nil {
-		if payload, ok := try(keys); ok {
-			return payload, nil
+		if payload, key := try(keys); key != nil {
+			return payload, key, nil
 		}
 	}
-	return nil, refuse(SignatureInvalid, fmt.Sprintf("the token's signature is not one of issuer %q", k.name))
+	return nil, nil, refuse(SignatureInvalid, fmt.Sprintf("the token's signature is not one of issuer %q", k.name))
 }
 
 // lookup returns the keys that may have signed a token with this header, at least

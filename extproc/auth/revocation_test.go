@@ -21,7 +21,7 @@ func load(t testing.TB, text string) (*auth.Revocations, string, error) {
 }
 
 func TestRevocations(t *testing.T) {
-	r, file, err := load(t, `# the kill switch
+	r, _, err := load(t, `# the kill switch
 tokens:
   - {issuer: corp, id: "t-1", reason: leaked in a build log}
   - issuer: https://ci.test
@@ -92,7 +92,7 @@ subjects:
 	if _, ok := none.Revoked(&auth.Identity{Principal: corp}); ok || none.Len() != 0 {
 		t.Error("no list revokes somebody")
 	}
-	r, file, err = load(t, "tokens: []\nsubjects:\n  - {issuer: corp, subject: a}\n  - issuer: crop\n    subject: b\n")
+	r, file, err := load(t, "tokens: []\nsubjects:\n  - {issuer: corp, subject: a}\n  - issuer: crop\n    subject: b\n")
 	if err != nil {
 		t.Fatal(err)
 	}

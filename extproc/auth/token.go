@@ -36,7 +36,7 @@ func parse(token string) (header, claims, *Error) {
 	case token == "":
 		return header{}, nil, refuse(TokenMissing, "the token is empty")
 	case len(token) > MaxToken:
-		return header{}, nil, refuse(TokenTooLarge, fmt.Sprintf("the token has %d bytes, more than the %d that are looked at", len(token), MaxToken))
+		return header{}, nil, tooLarge(token)
 	}
 	if strings.HasPrefix(token, "ya29.") {
 		return malformed("this looks like a Google access token; the gateway wants a JWT of one of its issuers")

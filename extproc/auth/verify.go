@@ -2,6 +2,8 @@ package auth
 
 import (
 	"context"
+	"crypto"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -17,15 +19,34 @@ const maxActors = 8
 // Verify returns the identity that token proves, or an *Error. It waits for the
 // issuer's keys where it has none, at most Config.FetchTimeout or until ctx ends.
 func (v *Verifier) Verify(ctx context.Context, token string) (*Identity, error) {
-	id, err := v.verify(ctx, token, nil)
+	if len(token) > MaxToken {
+		return nil, tooLarge(token)
+	}
+	sum := sha256.Sum256([]byte(token))
+	if p := v.proofs.get(sum); p != nil {
+		if id := p.holds(ctx, v.now()); id != nil {
+			return id, nil
+		}
+	}
+	p := &proof{}
+	id, err := v.verify(ctx, token, nil, p)
 	if err != nil {
 		return nil, err
+	}
+	if p.key != nil {
+		p.identity = *id
+		v.proofs.put(sum, p)
 	}
 	return id, nil
 }
 
-// verify does the checks in order. Where tr is not nil each of them leaves a step.
-func (v *Verifier) verify(ctx context.Context, token string, tr *trace) (*Identity, *Error) {
+func tooLarge(token string) *Error {
+	return refuse(TokenTooLarge, fmt.Sprintf("the token has %d bytes, more than the %d that are looked at", len(token), MaxToken))
+}
+
+// verify does the checks in order. Where tr is not nil each of them leaves a step;
+// where p is not nil it learns what the signature proved.
+func (v *Verifier) verify(ctx context.Context, token string, tr *trace, p *proof) (*Identity, *Error) {
 	h, c, err := parse(token)
 	if tr.step("form", err, func() string {
 		return fmt.Sprintf("JWS in compact form, %d bytes, algorithm %s, key id %s", len(token), h.alg, quote(h.kid))
@@ -47,9 +68,17 @@ func (v *Verifier) verify(ctx context.Context, token string, tr *trace) (*Identi
 	if tr.step("algorithm", err, func() string { return h.alg }) {
 		return nil, err
 	}
-	err = is.signature(ctx, token, h)
+	key, err := is.signature(ctx, token, h)
 	if tr.step("signature", err, func() string { return "verified with a key that the issuer publishes" }) {
 		return nil, err
+	}
+	if p != nil {
+		p.issuer, p.header, p.key, p.times = is, h, key, claims{}
+		for _, name := range []string{"exp", "nbf", "iat"} {
+			if t, ok := c[name]; ok {
+				p.times[name] = t
+			}
+		}
 	}
 	// From here on the claims are the issuer's own words.
 	err = c.kind()
@@ -100,17 +129,18 @@ func (v *Verifier) pick(c claims) (*issuer, *Error) {
 	return is, nil
 }
 
-// signature drops go-oidc's errors, which quote the token's claims.
-func (is *issuer) signature(ctx context.Context, token string, h header) *Error {
+// signature returns the key that made it. It drops go-oidc's errors, which quote
+// the token's claims.
+func (is *issuer) signature(ctx context.Context, token string, h header) (crypto.PublicKey, *Error) {
 	o := &outcome{header: h}
 	_, err := is.oidc.Verify(context.WithValue(ctx, outcomeKey{}, o), token)
 	if err == nil {
-		return nil
+		return o.key, nil
 	}
 	if o.err != nil {
-		return o.err
+		return nil, o.err
 	}
-	return refuse(TokenMalformed, "the token's standard claims have the wrong types")
+	return nil, refuse(TokenMalformed, "the token's standard claims have the wrong types")
 }
 
 // kind refuses what is signed by the issuer, but is no bearer credential.

@@ -78,11 +78,10 @@ func (s *story) live(t *testing.T, j *Journal, life int) error {
 		}
 	}
 	if life > 0 { // everything of the first epoch is shipped
-		for _, log := range j.epochs[:len(j.epochs)-1] {
+		if log := j.epochs[0]; log != j.live {
 			if err := s.acknowledge(j, log.id, log.last); err != nil {
 				return err
 			}
-			break
 		}
 	}
 	return j.Close(ctx, "story ends")

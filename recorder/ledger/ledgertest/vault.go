@@ -241,7 +241,9 @@ func (g *Gateway) Cut() {
 			longest = c
 		}
 	}
-	last[longest] = last[longest] // with nothing of its own it holds absences
+	if _, ok := last[longest]; !ok {
+		last[longest] = time.Time{} // with nothing of its own it holds absences
+	}
 	for c := range last {
 		h := vault.Header{Gateway: g.Name, Epoch: g.Epoch, First: g.first, Last: g.next - 1, Head: g.from, Class: c, Expires: last[c], Records: count[c], Part: c != longest}
 		if !h.Part {

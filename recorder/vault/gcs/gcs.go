@@ -103,7 +103,7 @@ func checkBucket(name string) error {
 		c := name[i]
 		letter := 'a' <= c && c <= 'z' || '0' <= c && c <= '9'
 		if !letter && (c != '-' && c != '_' && c != '.' || i == 0 || i == len(name)-1) {
-			return fmt.Errorf("bucket name %q: want lower-case letters, digits, and within it also - _ .", name)
+			return fmt.Errorf("bucket name %q: want lower-case letters, digits, and within it also -, _ and dots", name)
 		}
 	}
 	return nil
@@ -367,6 +367,25 @@ func (r *reader) Close() error {
 	err := r.r.Close()
 	r.w.end()
 	return err
+}
+
+// Hold sets or removes the object's temporary hold: while it is set neither
+// lifecycle nor anybody else can delete it. This is not for the sink: it needs
+// storage.objects.update.
+func (v *Vault) Hold(ctx context.Context, name string, on bool) error {
+	if err := vault.CheckName(v.prefix + name); err != nil {
+		return fmt.Errorf("vault: %w", err)
+	}
+	w := v.watch(ctx)
+	defer w.end()
+	_, err := v.bucket.Object(v.prefix+name).Update(w.ctx, storage.ObjectAttrsToUpdate{TemporaryHold: on})
+	if errors.Is(err, storage.ErrObjectNotExist) {
+		err = fmt.Errorf("%w (%w)", fs.ErrNotExist, err)
+	}
+	if err != nil {
+		return fmt.Errorf("vault %s: hold %s: %w", v.address, name, v.hint(w.cause(err)))
+	}
+	return nil
 }
 
 // List implements [vault.Vault]. A bucket is no place where only the recorder
