@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -15,7 +16,7 @@ import (
 
 	"verbatim.dev/recorder/keyring"
 	"verbatim.dev/recorder/record"
-	"verbatim.dev/recorder/vault"
+	"verbatim.dev/recorder/vault/place"
 )
 
 // errHelp says that help was asked for and printed.
@@ -141,16 +142,17 @@ func (f *flags) choice(name, value string, of ...string) error {
 	return &usageError{fmt.Sprintf("%s: --%s %q: want %s", f.name, name, value, strings.Join(of, " or ")), f.see()}
 }
 
-// place is where the evidence is: the flags that all reading commands share.
-type place struct {
+// where is where the evidence is: the flags that all reading commands share.
+type where struct {
 	vault, keyset string
+	spec          place.Spec
 }
 
-func (f *flags) vaultFlag(p *place) {
-	f.StringVar(&p.vault, "vault", "", "the vault's folder `DIR`; else $VERBATIM_VAULT, else the vault of $VERBATIM_HOME/run.json")
+func (f *flags) vaultFlag(p *where) {
+	f.StringVar(&p.vault, "vault", "", "the `VAULT`: a folder, gs://BUCKET, a vault file or CLASS:RETENTION=PLACE,...,keys=PLACE; else $VERBATIM_VAULT, else the vault of $VERBATIM_HOME/run.json")
 }
 
-func (f *flags) keysetFlag(p *place) {
+func (f *flags) keysetFlag(p *where) {
 	f.StringVar(&p.keyset, "keyset", "", "the tenant's private keyset `FILE`; else $VERBATIM_KEYSET, else that of $VERBATIM_HOME/run.json")
 }
 
@@ -189,7 +191,7 @@ func runJSON() (runFile, string, error) {
 
 // resolve fills in what the flags left out. The keyset of run.json goes only
 // with the vault of run.json: it does not fit another.
-func (f *flags) resolve(p *place) error {
+func (f *flags) resolve(p *where) error {
 	if p.vault == "" {
 		p.vault = os.Getenv("VERBATIM_VAULT")
 	}
@@ -202,7 +204,7 @@ func (f *flags) resolve(p *place) error {
 		case err != nil && p.vault == "":
 			return fmt.Errorf("%s: no --vault, and %w", f.name, err)
 		case p.vault == "" && run.Vault == "":
-			return &usageError{fmt.Sprintf("%s: which vault?", f.name), fmt.Sprintf("give --vault DIR or set VERBATIM_VAULT; %s, which \"make run\" writes, names none", path)}
+			return &usageError{fmt.Sprintf("%s: which vault?", f.name), fmt.Sprintf("give --vault VAULT or set VERBATIM_VAULT; %s, which \"make run\" writes, names none", path)}
 		case p.vault == "":
 			p.vault = run.Vault
 		}
@@ -210,24 +212,28 @@ func (f *flags) resolve(p *place) error {
 			p.keyset = run.Keyset
 		}
 	}
-	if scheme, _, ok := strings.Cut(p.vault, "://"); ok {
-		return &usageError{fmt.Sprintf("%s: --vault %s: vaults in %s:// are not in this build yet", f.name, p.vault, scheme), "use a folder"}
+	var err error
+	if p.spec, err = place.Parse(p.vault); err != nil {
+		return &usageError{fmt.Sprintf("%s: %v", f.name, err), "recorder vault --help tells what a vault may be"}
 	}
 	return nil
 }
 
 func sameFile(a, b string) bool {
+	if a == b && a != "" {
+		return true
+	}
 	x, errX := os.Stat(a)
 	y, errY := os.Stat(b)
 	return errX == nil && errY == nil && os.SameFile(x, y)
 }
 
 // open opens the vault for reading. Close it when done.
-func (f *flags) open(p *place) (*vault.Folder, error) {
+func (f *flags) open(ctx context.Context, p *where) (*place.Vault, error) {
 	if err := f.resolve(p); err != nil {
 		return nil, err
 	}
-	v, err := vault.OpenFolder(vault.FolderConfig{Dir: p.vault})
+	v, err := place.Open(ctx, place.Config{Spec: p.spec})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", f.name, err)
 	}
@@ -235,7 +241,7 @@ func (f *flags) open(p *place) (*vault.Folder, error) {
 }
 
 // keys returns the keyring over the vault, nil where no keyset is given.
-func (f *flags) keys(p *place, v *vault.Folder) (*keyring.Keyring, error) {
+func (f *flags) keys(p *where, v keyring.Source) (*keyring.Keyring, error) {
 	if p.keyset == "" {
 		return nil, nil
 	}

@@ -8,6 +8,7 @@
 //	transport  from the journal to the sink
 //	sink       from frames to segments
 //	vault      where segments and keys rest; written once, never changed
+//	retention  holds, and the end of retention
 //	keyring    opens bodies with the vault's keys and the tenant's keyset
 //	ledger     proves what a vault holds
 //	search     finds exchanges and shows one whole
@@ -40,6 +41,9 @@ func commands() []command {
 		{"search", "find exchanges", searchCommand},
 		{"show", "show everything of one exchange, or its exact bytes", showCommand},
 		{"verify", "prove that a vault's records are whole and unchanged", verifyCommand},
+		{"vault", "make a vault's buckets or folder, or check them", vaultCommand},
+		{"hold", "keep records beyond their retention", holdCommand},
+		{"expire", "delete what is past its retention", expireCommand},
 		{"key", "make a tenant's keyset", keyCommand},
 		{"version", "print the version", versionCommand},
 	}
@@ -90,7 +94,7 @@ func usage(w io.Writer) error {
 	}
 	b.WriteString(`
 "recorder COMMAND --help" tells more, with examples. Every command that reads a
-vault takes --vault DIR (else $VERBATIM_VAULT, else the vault of a running
+vault takes --vault VAULT (else $VERBATIM_VAULT, else the vault of a running
 "make run") and --keyset FILE (else $VERBATIM_KEYSET, else likewise).
 
 Exit codes: 0 done; 1 failed, or the vault is not sound; 2 wrong arguments;

@@ -30,7 +30,7 @@ Examples:
 `
 
 func searchCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
-	var p place
+	var p where
 	var q search.Query
 	f := newFlags("search", searchHelp)
 	f.vaultFlag(&p)
@@ -83,7 +83,7 @@ func searchCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 		return &usageError{fmt.Sprintf("search: --since %s is not before --until %s", moment(q.Since), moment(q.Until)), f.see()}
 	}
 	q.Order = search.Order(*sort)
-	v, err := f.open(&p)
+	v, err := f.open(ctx, &p)
 	if err != nil {
 		return err
 	}

@@ -35,7 +35,7 @@ Examples:
 `
 
 func showCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
-	var p place
+	var p where
 	f := newFlags("show", showHelp)
 	f.vaultFlag(&p)
 	f.keysetFlag(&p)
@@ -61,7 +61,7 @@ func showCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (
 	} else if *out != "" {
 		return &usageError{"show: --out goes with --payload", f.see()}
 	}
-	v, err := f.open(&p)
+	v, err := f.open(ctx, &p)
 	if err != nil {
 		return err
 	}

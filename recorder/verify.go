@@ -31,7 +31,7 @@ Examples:
 `
 
 func verifyCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
-	var p place
+	var p where
 	f := newFlags("verify", verifyHelp)
 	f.vaultFlag(&p)
 	f.keysetFlag(&p)
@@ -42,7 +42,7 @@ func verifyCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 	if err := f.choice("format", *format, "text", "json"); err != nil {
 		return err
 	}
-	v, err := f.open(&p)
+	v, err := f.open(ctx, &p)
 	if err != nil {
 		return unread(err)
 	}
@@ -51,7 +51,7 @@ func verifyCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 	if err != nil {
 		return unread(err)
 	}
-	var o ledger.Options
+	o := ledger.Options{Retention: v.Retention()}
 	if keys != nil {
 		o.Keys = keys
 	}
@@ -62,7 +62,7 @@ func verifyCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 	if *format == "json" {
 		err = writeJSON(stdout, r, "  ")
 	} else {
-		_, err = io.WriteString(stdout, verifyText(r, v.Dir(), p.keyset))
+		_, err = io.WriteString(stdout, verifyText(r, v.String(), p.keyset))
 	}
 	if err != nil {
 		return err

@@ -35,7 +35,11 @@ type FolderConfig struct {
 	// Write opens the vault for writing: it makes the folder where there is
 	// none, locks it against other writers and removes what a crash left half
 	// written.
-	Write  bool
+	Write bool
+	// Beside opens it for writing without the lock, beside a sink that has it:
+	// for names that no sink writes. A sink that starts meanwhile may take a
+	// temporary file away; the write then fails and can be tried again.
+	Beside bool
 	Logger *slog.Logger // nil: none
 
 	fs fileSystem // nil: the real one; tests put faults here
@@ -66,7 +70,7 @@ func OpenFolder(c FolderConfig) (*Folder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("vault: %w", err)
 	}
-	f := &Folder{dir: dir, fs: c.fs, log: c.Logger, write: c.Write, synced: map[string]bool{}}
+	f := &Folder{dir: dir, fs: c.fs, log: c.Logger, write: c.Write || c.Beside, synced: map[string]bool{}}
 	if f.log == nil {
 		f.log = slog.New(slog.DiscardHandler)
 	}
@@ -86,6 +90,12 @@ func OpenFolder(c FolderConfig) (*Folder, error) {
 	}
 	if c.Write {
 		if err := f.prepare(root); err != nil {
+			_ = f.Close()
+			return nil, fmt.Errorf("vault %s: %w", dir, err)
+		}
+	}
+	if c.Beside && !c.Write {
+		if err := f.fs.Mkdir(tempDir); err != nil && !errors.Is(err, fs.ErrExist) {
 			_ = f.Close()
 			return nil, fmt.Errorf("vault %s: %w", dir, err)
 		}
@@ -306,6 +316,28 @@ func (c *contextReader) Read(p []byte) (int, error) {
 		return 0, context.Cause(c.ctx)
 	}
 	return c.r.Read(p)
+}
+
+// Expire removes a segment, or a part of one, whose retention is over. Whether
+// it is, and whether a hold stands against it, the caller has judged. It is
+// durable when it returns; to remove what is not there is no error.
+func (f *Folder) Expire(ctx context.Context, name string) error {
+	if _, err := ParseSegmentName(name); err != nil {
+		return fmt.Errorf("vault: expire: %w", err)
+	}
+	if !f.write {
+		return fmt.Errorf("vault: expire %s: %w", name, ErrReadOnly)
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err := f.fs.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("vault: expire %s: %w", name, err)
+	}
+	if err := f.fs.SyncDir(path.Dir(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("vault: expire %s: %w", name, err)
+	}
+	return nil
 }
 
 // Open implements [Vault].

@@ -2,8 +2,8 @@
 // once, never changed.
 //
 // The rule of this folder: what [Vault.Create] has returned nil for is durable
-// and complete under its name, and no call of this package ever changes or
-// removes it. The names are pure functions ([SegmentName], [KeyName]) of what
+// and complete under its name, and nothing ever changes it. Nothing removes it
+// either, but for [Folder.Expire] a segment whose retention is over. The names are pure functions ([SegmentName], [KeyName]) of what
 // the objects hold, so a sink that crashed and does its work again writes the
 // same bytes under the same names.
 //
