@@ -79,7 +79,7 @@ func Parse(text string) (Spec, error) {
 	switch first, _, ok := strings.Cut(text, "="); {
 	case isFile(text):
 		err = s.file(text)
-	case ok && !strings.ContainsAny(first, "/."):
+	case ok && !strings.Contains(first, "/"):
 		err = s.inline(text)
 	default:
 		s.All = text

@@ -30,6 +30,7 @@ import (
 
 	"cloud.google.com/go/storage"
 	"github.com/fsouza/fake-gcs-server/fakestorage"
+	"github.com/googleapis/gax-go/v2"
 	"golang.org/x/oauth2"
 	"google.golang.org/api/option"
 )
@@ -102,7 +103,7 @@ func (s *Server) Client(t testing.TB, token string) *storage.Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.SetRetry(storage.WithPolicy(storage.RetryAlways))
+	c.SetRetry(storage.WithPolicy(storage.RetryAlways), storage.WithBackoff(gax.Backoff{Initial: 5 * time.Millisecond, Max: 50 * time.Millisecond}))
 	t.Cleanup(func() { _ = c.Close() })
 	return c
 }
