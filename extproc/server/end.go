@@ -1,6 +1,8 @@
 package server
 
 import (
+	"net/http"
+
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"verbatim.dev/recorder/record"
@@ -14,6 +16,10 @@ func (x *exchange) deny(r *refusal) {
 		return
 	}
 	x.phase, x.linger = phaseClosing, false
+	if x.req.grpc() {
+		own := *r // a refusal may be shared
+		own.grpc, r = true, &own
+	}
 	x.plan.decide(false, r)
 	var drafts []record.Draft
 	result := record.ResultDenied
@@ -28,25 +34,31 @@ func (x *exchange) deny(r *refusal) {
 	head := x.draft()
 	head.Kind, head.Direction, head.Flags = record.KindPayload, record.DirectionResponse, record.FlagHead
 	head.Render = func(id record.ID) ([]byte, error) {
-		return record.Marshal(record.Head{Status: r.status, Headers: r.headers("")})
+		return record.Marshal(r.head(id.String()))
 	}
+	drafts = append(drafts, head)
 	piece := x.draft()
 	piece.Kind, piece.Direction = record.KindPayload, record.DirectionResponse
 	piece.Render = func(id record.ID) ([]byte, error) {
 		body = r.body(id.String())
 		return body, nil
 	}
+	if r.grpc {
+		x.status = http.StatusOK
+	} else {
+		drafts = append(drafts, piece)
+	}
 	outcome := x.outcomeDraft(result, r.code)[0]
 	render := outcome.Render
 	down := &x.down
 	outcome.Render = func(id record.ID) ([]byte, error) {
 		// The answer is always kept whole: it is the gateway's own.
-		down.full, down.piece, down.offset = true, 1, int64(len(body))
+		down.full, down.piece, down.offset = true, uint32(min(len(body), 1)), int64(len(body))
 		down.sum.Reset()
 		down.sum.Write(body)
 		return render(id)
 	}
-	x.commit(append(drafts, head, piece, outcome), func() {
+	x.commit(append(drafts, outcome), func() {
 		x.send(immediateReply(r, x.id.String(), x.receipt), 0)
 		x.phase = phaseDone
 	})

@@ -174,6 +174,10 @@ func (x *exchange) message(m *extproc.ProcessingRequest) {
 		// BigQuery reads no request trailers: the body's end says it all.
 		x.requestBody(nil, true)
 	case *extproc.ProcessingRequest_ResponseHeaders:
+		if x.phase == phaseHead {
+			x.unseen(m, r.ResponseHeaders)
+			return
+		}
 		x.responseHead(r.ResponseHeaders)
 	case *extproc.ProcessingRequest_ResponseBody:
 		x.responseBody(r.ResponseBody.GetBody(), r.ResponseBody.GetEndOfStream())
@@ -207,6 +211,34 @@ func (x *exchange) requestHead(r *request) {
 	if p.carries == carriesStream { // nothing in the body bears on the decision
 		x.decide()
 	}
+}
+
+// unseen answers for a request that Envoy refused before the processor could
+// see it: a path with an escaped slash, an upgrade. All that is known is Envoy's
+// answer, the first message of such a stream.
+func (x *exchange) unseen(m *extproc.ProcessingRequest, h *extproc.HttpHeaders) {
+	status := 0
+	for _, v := range h.GetHeaders().GetHeaders() {
+		if v.GetKey() == ":status" {
+			status = atoi(headerValue(v))
+		}
+	}
+	reason := bigquery.ReasonInvalid
+	switch {
+	case status == http.StatusForbidden:
+		reason = bigquery.ReasonAccessDenied
+	case status < 400 || status > 599: // no refusal; let nothing pass that nobody decided on
+		status, reason = http.StatusBadGateway, bigquery.ReasonBackendError
+	case status >= 500:
+		reason = bigquery.ReasonBackendError
+	}
+	x.req = newRequest(m, nil, x.now())
+	ctx, cancel := context.WithTimeout(x.ctx, x.timeout)
+	defer cancel()
+	x.plan, _ = x.gate.head(ctx, x.req) // refused for want of a token; the plan is for the record
+	x.up.ended = true
+	x.deny(&refusal{status: status, reason: reason, code: "http_invalid", by: "route",
+		message: "The request is no HTTP that BigQuery's API has: a protocol upgrade, or a path with an escaped slash or another form that can be read in two ways. Send a plain request."})
 }
 
 func (x *exchange) requestBody(b []byte, end bool) {

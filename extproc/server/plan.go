@@ -1,12 +1,16 @@
 package server
 
 import (
+	"fmt"
+	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	extproc "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"google.golang.org/grpc/codes"
 
 	"verbatim.dev/extproc/auth"
 	"verbatim.dev/extproc/bigquery"
@@ -60,6 +64,11 @@ func (r *request) header(name string) string {
 		}
 	}
 	return v
+}
+
+// grpc reports whether the caller speaks gRPC.
+func (r *request) grpc() bool {
+	return strings.HasPrefix(r.header("content-type"), "application/grpc")
 }
 
 // base returns the gateway's own address as the caller sees it.
@@ -317,10 +326,17 @@ type refusal struct {
 	by      string // the part that refused, see record.Decision
 	message string
 	reasons []record.Reason // of a policy, where there are several
+	grpc    bool            // the caller speaks gRPC: Envoy puts the text into its trailers
 }
 
 // headers of the answer.
 func (r *refusal) headers(receipt string) []record.Header {
+	if r.grpc {
+		if receipt == "" {
+			return nil
+		}
+		return []record.Header{{Name: ReceiptHeader, Value: receipt}}
+	}
 	h := []record.Header{{Name: "content-type", Value: "application/json; charset=UTF-8"}}
 	if receipt != "" {
 		h = append(h, record.Header{Name: ReceiptHeader, Value: receipt})
@@ -331,12 +347,65 @@ func (r *refusal) headers(receipt string) []record.Header {
 	return h
 }
 
-// body of the answer. Its text ends with the code and the receipt, so that
-// whoever sees it can ask an auditor about it.
-func (r *refusal) body(receipt string) []byte {
+// text of the answer. It ends with the code and the receipt, so that whoever
+// sees it can ask an auditor about it.
+func (r *refusal) text(receipt string) string {
 	text := "Verbatim: " + r.message + " [" + r.code
 	if receipt != "" {
 		text += ", receipt " + receipt
 	}
-	return bigquery.ErrorBody(r.status, r.reason, text+"]")
+	return text + "]"
+}
+
+// body of the answer.
+func (r *refusal) body(receipt string) []byte {
+	if r.grpc {
+		return []byte(r.text(receipt))
+	}
+	return bigquery.ErrorBody(r.status, r.reason, r.text(receipt))
+}
+
+// head is the answer's head as the caller gets it, but for the receipt.
+func (r *refusal) head(receipt string) record.Head {
+	if !r.grpc {
+		return record.Head{Status: r.status, Headers: r.headers("")}
+	}
+	return record.Head{Status: http.StatusOK, Headers: []record.Header{
+		{Name: "content-type", Value: "application/grpc"},
+		{Name: "grpc-status", Value: strconv.Itoa(int(grpcStatus(r.status)))},
+		{Name: "grpc-message", Value: grpcMessage(r.text(receipt))},
+	}}
+}
+
+// grpcStatus is the gRPC code of an HTTP status, by
+// https://cloud.google.com/apis/design/errors#handling_errors.
+func grpcStatus(status int) codes.Code {
+	switch status {
+	case http.StatusUnauthorized:
+		return codes.Unauthenticated
+	case http.StatusForbidden:
+		return codes.PermissionDenied
+	case http.StatusNotFound:
+		return codes.NotFound
+	case http.StatusBadGateway, http.StatusServiceUnavailable:
+		return codes.Unavailable
+	}
+	if status < 500 {
+		return codes.InvalidArgument
+	}
+	return codes.Internal
+}
+
+// grpcMessage encodes a text for the header grpc-message, as Envoy does
+// (https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md).
+func grpcMessage(text string) string {
+	var b strings.Builder
+	for i := range len(text) {
+		if c := text[i]; c >= ' ' && c <= '~' && c != '%' {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "%%%02X", c)
+		}
+	}
+	return b.String()
 }

@@ -105,11 +105,13 @@ func immediateReply(r *refusal, id, receipt string) *extproc.ProcessingResponse 
 	for _, h := range r.headers(receipt) {
 		m.SetHeaders = append(m.SetHeaders, setHeader(h.Name, h.Value))
 	}
-	return &extproc.ProcessingResponse{Response: &extproc.ProcessingResponse_ImmediateResponse{
-		ImmediateResponse: &extproc.ImmediateResponse{
-			Status: &typev3.HttpStatus{Code: typev3.StatusCode(r.status)}, Headers: m, Body: r.body(id), Details: "verbatim_" + r.code,
-		},
-	}}
+	i := &extproc.ImmediateResponse{
+		Status: &typev3.HttpStatus{Code: typev3.StatusCode(r.status)}, Headers: m, Body: r.body(id), Details: "verbatim_" + r.code,
+	}
+	if r.grpc {
+		i.GrpcStatus = &extproc.GrpcStatus{Status: uint32(grpcStatus(r.status))}
+	}
+	return &extproc.ProcessingResponse{Response: &extproc.ProcessingResponse_ImmediateResponse{ImmediateResponse: i}}
 }
 
 // final reports whether nothing more is to be sent after m. head is whether
