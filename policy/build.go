@@ -87,6 +87,7 @@ func build(ctx context.Context, s *source, timeout time.Duration) (*Revision, er
 	if err != nil {
 		return nil, compileError(err)
 	}
+	r.recall = newRecall(usesOf(compiler))
 	if err := r.try(ctx); err != nil {
 		return nil, err
 	}
@@ -269,7 +270,7 @@ func (r *Revision) try(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		_, err := r.decide(ctx, s.input, max(r.timeout, sampleTimeout))
+		_, err := r.decide(ctx, s.input, s.input.scan(), max(r.timeout, sampleTimeout))
 		var e *Error
 		if !errors.As(err, &e) {
 			continue

@@ -140,15 +140,29 @@ func field(key string, v ast.Value) [2]*ast.Term { return [2]*ast.Term{keys[key]
 
 func text(key, v string) [2]*ast.Term { return field(key, ast.String(v)) }
 
-// value returns the input as the policy sees it. The error holds nothing of
-// the input.
-func (in *Input) value() (ast.Value, error) {
+// check refuses what is no input.
+func (in *Input) check() error {
 	switch {
 	case in == nil:
-		return nil, errors.New("there is none")
+		return &Error{Code: CodeError, Message: "input: there is none"}
 	case in.Time.IsZero():
-		return nil, errors.New("it has no time")
+		return &Error{Code: CodeError, Message: "input: it has no time"}
 	}
+	return nil
+}
+
+// scan returns the words of the SQL, nil where there is none.
+func (in *Input) scan() *words {
+	if in.SQL == nil {
+		return nil
+	}
+	w := scanWords(in.SQL.Text)
+	return &w
+}
+
+// value returns the input as the policy sees it, with the words that scan
+// returned. The error holds nothing of the input.
+func (in *Input) value(w *words) (ast.Value, error) {
 	groups := make([]*ast.Term, len(in.Caller.Groups))
 	for i, g := range in.Caller.Groups {
 		groups[i] = ast.StringTerm(g)
@@ -164,7 +178,7 @@ func (in *Input) value() (ast.Value, error) {
 	c, p, a, n, r := &in.Caller, &in.Provenance, &in.Asserted, &in.Connection, &in.Request
 	fields := [][2]*ast.Term{
 		field("version", ast.Number("1")),
-		text("time", in.Time.UTC().Format(time.RFC3339Nano)),
+		text("time", seconds(in.Time)),
 		field("caller", ast.NewObject(
 			text("issuer", c.Issuer), text("issuer_url", c.IssuerURL), text("subject", c.Subject), text("email", c.Email),
 			field("groups", ast.NewArray(groups...)), field("on_behalf_of", ast.NewArray(chain...)),
@@ -190,7 +204,7 @@ func (in *Input) value() (ast.Value, error) {
 		)),
 	}
 	if in.SQL != nil {
-		sql, err := in.SQL.value()
+		sql, err := in.SQL.value(w)
 		if err != nil {
 			return nil, err
 		}
@@ -199,8 +213,7 @@ func (in *Input) value() (ast.Value, error) {
 	return ast.NewObject(fields...), nil
 }
 
-func (q *SQL) value() (ast.Value, error) {
-	w := scanWords(q.Text)
+func (q *SQL) value(w *words) (ast.Value, error) {
 	var parameters ast.Value = ast.Null{}
 	if len(q.Parameters) > 0 {
 		d := json.NewDecoder(bytes.NewReader(q.Parameters))

@@ -15,7 +15,7 @@ func TestSamplesFitTheSchema(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, s := range samples() {
-		v, err := s.input.value()
+		v, err := s.input.value(s.input.scan())
 		if err != nil {
 			t.Fatalf("%s: %v", s.name, err)
 		}

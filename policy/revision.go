@@ -26,6 +26,7 @@ type Revision struct {
 	timeout    time.Duration
 	query      rego.PreparedEvalQuery
 	decisionAt string // file:line of the decision rule
+	recall     *recall
 }
 
 // Digest returns "sha256:" and the hex SHA-256 over the policy's files.
@@ -36,15 +37,41 @@ func (r *Revision) Findings() []Finding { return r.findings }
 
 // Decide evaluates the policy. An error is an [*Error] and denies; its text
 // holds nothing of the input.
+//
+// The same input, as far as the rules can see it, gets the decision that it got
+// before.
 func (r *Revision) Decide(ctx context.Context, in *Input) (*Decision, error) {
-	return r.decide(ctx, in, r.timeout)
+	if err := in.check(); err != nil {
+		return nil, err
+	}
+	w := in.scan()
+	s, ok := r.recall.digest(in, w)
+	if ok {
+		if d := r.recall.get(s); d != nil {
+			return d, nil
+		}
+	}
+	d, err := r.decide(ctx, in, w, r.timeout)
+	if err == nil && ok {
+		r.recall.put(s, d)
+	}
+	return d, err
 }
 
-func (r *Revision) decide(ctx context.Context, in *Input, timeout time.Duration) (*Decision, error) {
-	value, err := in.value()
+// decide asks the rules. The timeout is of the evaluation; ctx bounds the wait
+// for it too.
+func (r *Revision) decide(ctx context.Context, in *Input, w *words, timeout time.Duration) (d *Decision, err error) {
+	value, err := in.value(w)
 	if err != nil {
 		return nil, &Error{Code: CodeError, Message: "input: " + err.Error()}
 	}
+	if !shared.do(ctx, func() { d, err = r.evaluate(ctx, value, timeout) }) {
+		return nil, failure(ctx, ctx.Err(), timeout)
+	}
+	return d, err
+}
+
+func (r *Revision) evaluate(ctx context.Context, value ast.Value, timeout time.Duration) (*Decision, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	results, err := r.query.Eval(ctx, rego.EvalParsedInput(value))

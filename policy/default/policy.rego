@@ -232,7 +232,7 @@ barred_sql := reason(
 	"the query is refused (rule sql_missing): the request holds no SQL; send the text as query",
 ) if {
 	queries
-	not input.sql
+	not input.sql.statements # the whole of input.sql would tie remembered decisions to the text
 } else := reason(
 	"legacy_sql_denied",
 	"the query is refused (rule legacy_sql_denied): legacy SQL is not understood; set useLegacySql to false and write GoogleSQL",
