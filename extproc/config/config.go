@@ -198,7 +198,7 @@ func Default() *Config {
 			CutBytes: 8 << 20, CutInterval: 5 * time.Second, Heartbeat: 15 * time.Second,
 		},
 		Retention: Retention{Default: "standard", Classes: map[string]time.Duration{"standard": 400 * 24 * time.Hour}},
-		Policy:    Policy{Timeout: 50 * time.Millisecond},
+		Policy:    Policy{Timeout: 250 * time.Millisecond},
 	}
 }
 
