@@ -151,8 +151,15 @@ func Verify(f *Frame, v note.Verifier) (Statement, error) {
 	if err != nil {
 		return s, err
 	}
-	if _, err := note.Open(f.Body, note.VerifierList(v)); err != nil {
+	n, err := note.Open(f.Body, note.VerifierList(v))
+	if err != nil {
 		return s, fmt.Errorf("checkpoint of %d records: the signature is not that of %s: %w", s.Size, v.Name(), err)
+	}
+	// No leaf covers a checkpoint: it must have one spelling, or its bytes could
+	// be changed unseen.
+	sig, err := base64.StdEncoding.Strict().DecodeString(n.Sigs[0].Base64)
+	if err != nil || string(f.Body) != fmt.Sprintf("%s\n\u2014 %s %s\n", n.Text, n.Sigs[0].Name, base64.StdEncoding.EncodeToString(sig)) {
+		return s, fmt.Errorf("checkpoint of %d records: its note is not in the one form that the gateway writes", s.Size)
 	}
 	return s, nil
 }

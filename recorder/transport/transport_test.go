@@ -166,16 +166,16 @@ func TestShipReconnects(t *testing.T) {
 // A slow sink is not given up while it lives, however long it takes.
 func TestShipWaitsForSlowSink(t *testing.T) {
 	path := socketPath(t)
-	s := listen(t, ServerConfig{Socket: path, Keepalive: 20 * time.Millisecond})
+	s := listen(t, ServerConfig{Socket: path, Keepalive: 300 * time.Millisecond})
 	r := &fakeReceiver{take: func(_ context.Context, _ record.Epoch, f *record.Frame) error {
 		if f.Sequence == 2 && f.Kind == record.KindPayload {
-			time.Sleep(300 * time.Millisecond)
+			time.Sleep(2 * time.Second) // longer than a silent peer is waited for
 		}
 		return nil
 	}}
 	background(t, func() error { return s.Serve(t.Context(), r) })
 	j := &fakeJournal{closed: true, items: epochItems(t, epochOf(1), 3, 10, 200<<10)}
-	c := client(t, ClientConfig{Socket: path, Keepalive: 20 * time.Millisecond})
+	c := client(t, ClientConfig{Socket: path, Keepalive: 300 * time.Millisecond})
 	if err := c.Ship(t.Context(), j.journal()); err != nil {
 		t.Fatal(err)
 	}
