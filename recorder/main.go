@@ -12,6 +12,7 @@
 //	keyring    opens bodies with the vault's keys and the tenant's keyset
 //	ledger     proves what a vault holds
 //	search     finds exchanges and shows one whole
+//	reconcile  holds records against BigQuery's own list of jobs
 //
 // The rule of this folder itself: a subcommand is a file, and reads flags,
 // calls a package and prints. README.md tells a record's life.
@@ -44,6 +45,7 @@ func commands() []command {
 		{"vault", "make a vault's buckets or folder, or check them", vaultCommand},
 		{"hold", "keep records beyond their retention", holdCommand},
 		{"expire", "delete what is past its retention", expireCommand},
+		{"reconcile", "hold the records against BigQuery's own list of jobs", reconcileCommand},
 		{"key", "make a tenant's keyset", keyCommand},
 		{"version", "print the version", versionCommand},
 	}
@@ -90,7 +92,7 @@ func usage(w io.Writer) error {
 	var b strings.Builder
 	b.WriteString("recorder keeps and reads the evidence of a Verbatim gateway.\n\nUsage: recorder COMMAND [flags]\n\n")
 	for _, c := range commands() {
-		fmt.Fprintf(&b, "  %-8s  %s\n", c.name, c.short)
+		fmt.Fprintf(&b, "  %-9s  %s\n", c.name, c.short)
 	}
 	b.WriteString(`
 "recorder COMMAND --help" tells more, with examples. Every command that reads a
@@ -98,7 +100,7 @@ vault takes --vault VAULT (else $VERBATIM_VAULT, else the vault of a running
 "make run") and --keyset FILE (else $VERBATIM_KEYSET, else likewise).
 
 Exit codes: 0 done; 1 failed, or the vault is not sound; 2 wrong arguments;
-3 verify could not read the vault to its end.
+3 verify or reconcile could not read to the end.
 `)
 	_, err := io.WriteString(w, b.String())
 	return err
