@@ -265,7 +265,9 @@ func reconcileSQL(what string, args []string, stdout io.Writer) error {
 
 func reconcileText(r *reconcile.Report) string {
 	var b strings.Builder
-	row := func(name, format string, args ...any) { fmt.Fprintf(&b, "%-10s %s\n", name, fmt.Sprintf(format, args...)) }
+	row := func(name, format string, args ...any) {
+		fmt.Fprintf(&b, "%-10s %s\n", name, fmt.Sprintf(format, args...))
+	}
 	edge := func(t *time.Time, open string) string {
 		if t == nil {
 			return open

@@ -237,6 +237,8 @@ func audit(b, raw []byte) (Entry, error) {
 		e, err = auditData(p.ServiceData)
 	case object(p.Exported):
 		e, err = auditData(p.Exported)
+	case p.Status.Code != 0:
+		return Entry{Form: FormMetadata, Event: "request that failed, without details"}, nil
 	default:
 		return Entry{}, fmt.Errorf("the audit log of %q has neither metadata nor serviceData", p.Method)
 	}

@@ -102,7 +102,11 @@ func array(ctx context.Context, r io.Reader, add func(int64, []byte) error) erro
 			return err
 		}
 	}
-	if _, err := d.Token(); err != nil {
+	end, err := d.Token()
+	if err == nil && end != json.Delim(']') {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
 		return fmt.Errorf("%w: the array does not end: %w", ErrList, err)
 	}
 	return nil

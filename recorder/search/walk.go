@@ -57,6 +57,9 @@ func Walk(ctx context.Context, c Config, since, until time.Time, do func(*Record
 			c.warn(err)
 			continue
 		}
+		if n.Part {
+			continue // read with its segment
+		}
 		if n.Day < from || to != "" && n.Day > to {
 			continue
 		}
@@ -64,7 +67,7 @@ func Walk(ctx context.Context, c Config, since, until time.Time, do func(*Record
 			return segments, context.Cause(ctx)
 		}
 		segments++
-		err = c.frames(ctx, n, func(f *record.Frame, _ int64) error {
+		err = c.frames(ctx, n, func(n ledger.Name, f *record.Frame, _ int64) error {
 			return do(&Record{Segment: n, Frame: f, c: &c, ctx: ctx})
 		})
 		if err != nil {
