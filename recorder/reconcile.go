@@ -72,7 +72,7 @@ func reconcileCommand(ctx context.Context, args []string, stdout, stderr io.Writ
 	if len(args) > 0 && (args[0] == "query" || args[0] == "ddl") {
 		return reconcileSQL(args[0], args[1:], stdout)
 	}
-	var p place
+	var p where
 	var c reconcile.Config
 	f := newFlags("reconcile", reconcileHelp)
 	f.vaultFlag(&p)
@@ -145,7 +145,7 @@ func reconcileCommand(ctx context.Context, args []string, stdout, stderr io.Writ
 		defer in.Close()
 		c.Jobs = reconcile.Lines(in)
 	}
-	v, err := f.open(&p)
+	v, err := f.open(ctx, &p)
 	if err != nil {
 		return unread(err)
 	}

@@ -259,6 +259,7 @@ type match struct {
 
 	sqlCompared, sqlDiffers bool
 	recorded, basis         string
+	recordedBytes           int
 	label                   string // that the job lacks
 	account                 string // of the record's credential
 }
@@ -272,7 +273,7 @@ func (x *run) compare(j *job, m *made) *match {
 	if j.sql.known && !m.unread && (m.sql != "" || j.sql.n > 0) {
 		t.sqlCompared = true
 		if !j.sql.is(m.sql) {
-			t.sqlDiffers, t.recorded, t.basis = true, head(m.sql), m.basis
+			t.sqlDiffers, t.recorded, t.recordedBytes, t.basis = true, head(m.sql), len(m.sql), m.basis
 		}
 	}
 	if j.labelled {
@@ -505,6 +506,7 @@ func (x *run) recorded(j *job) {
 		if m.basis == "request" {
 			f.Detail = "BigQuery ran other SQL than the caller's request holds, and what went upstream is not on record"
 		}
+		f.Detail += fmt.Sprintf(" (%d bytes, recorded %d)", j.sql.n, m.recordedBytes)
 		x.find(f)
 	}
 	switch {
