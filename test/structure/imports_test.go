@@ -29,6 +29,7 @@ var rules = []struct {
 	{"recorder/keyring", []string{"recorder/record", "recorder/vault"}, "keys come from the vault and the tenant"},
 	{"recorder/ledger", []string{"recorder/record", "recorder/vault", "recorder/keyring"}, "evidence is verified with no gateway at hand"},
 	{"recorder/search", []string{"recorder/record", "recorder/vault", "recorder/ledger", "recorder/keyring"}, "auditors read the vault"},
+	{"recorder/reconcile", []string{"recorder/record", "recorder/ledger", "recorder/search"}, "it reads records as search does, and nothing else of ours"},
 	{"extproc/bigquery", []string{"recorder/record"}, "what a call means needs no I/O"},
 	{"extproc/auth", []string{"recorder/record"}, "identities are the record's words"},
 	{"extproc/credential", []string{"recorder/record"}, "a credential knows whom it is for, no more"},
