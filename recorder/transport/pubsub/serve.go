@@ -32,7 +32,9 @@ const (
 	nackPause = time.Second
 	// askBefore is how often a gap is asked for before the epoch is given up for a
 	// while, for another sink to have.
-	askBefore = 2
+	askBefore = 4
+	// maxGaps are asked for at a time.
+	maxGaps = 32
 )
 
 // ServerConfig configures a [Server]. Zero values have defaults, but for the
@@ -52,8 +54,12 @@ type ServerConfig struct {
 	// in memory. Messages bounds their number, 20,000.
 	Outstanding int
 	Messages    int
-	// Gap is how long a missing frame is waited for before it is asked for, 20 s;
-	// then twice as long, up to 10 min.
+	// Streams is how many streams a subscription is read by, 2. The two bounds
+	// above are shared by them.
+	Streams int
+	// Gap is how long a missing frame is waited for before it is asked for, 20 s,
+	// and between two times. After the fourth time in vain the epoch is left to
+	// another sink, for so long, then twice as long, up to 10 min.
 	Gap time.Duration
 	// Idle is when an epoch without messages gives its memory back, 2 min.
 	Idle time.Duration
@@ -120,6 +126,7 @@ func NewServer(ctx context.Context, c ServerConfig) (*Server, error) {
 	orDefault(&c.Ahead, defaultAhead)
 	orDefault(&c.Outstanding, defaultOutstanding)
 	orDefault(&c.Messages, defaultMessages)
+	orDefault(&c.Streams, 2)
 	orDefault(&c.Gap, defaultGap)
 	orDefault(&c.Idle, defaultIdle)
 	orDefault(&c.Refresh, defaultRefresh)
@@ -207,8 +214,9 @@ func (s *Server) receive(ctx context.Context, name string) {
 	for {
 		sub := s.sub.Subscriber(name)
 		sub.ReceiveSettings = gcp.ReceiveSettings{
-			MaxOutstandingMessages: s.c.Messages, MaxOutstandingBytes: s.c.Outstanding, NumGoroutines: 1,
-			MaxExtension: time.Hour, MaxDurationPerAckExtension: time.Minute,
+			MaxOutstandingMessages: max(s.c.Messages/s.c.Streams, 1), MaxOutstandingBytes: max(s.c.Outstanding/s.c.Streams, 10<<20), NumGoroutines: s.c.Streams,
+			EnablePerStreamFlowControl: true,
+			MaxExtension:               time.Hour, MaxDurationPerAckExtension: time.Minute,
 			ShutdownOptions: &gcp.ShutdownOptions{Timeout: lastNacks, Behavior: gcp.ShutdownBehaviorNackImmediately},
 		}
 		began := time.Now()
@@ -270,7 +278,7 @@ func (s *Server) poison(ctx context.Context, m *gcp.Message, err error) {
 			s.c.Alarm(err)
 		}
 	}
-	sleep(ctx, nackPause)
+	sleep(ctx, min(nackPause, s.c.Gap))
 	m.Nack()
 }
 
@@ -318,7 +326,7 @@ func (s *Server) epoch(f *frames) *epoch {
 	e := s.epochs[k]
 	if e == nil {
 		now := time.Now()
-		e = &epoch{s: s, key: k, seen: now, progress: now, gapWait: s.c.Gap}
+		e = &epoch{s: s, key: k, seen: now, progress: now, downWait: s.c.Gap}
 		s.epochs[k] = e
 	}
 	return e
@@ -420,10 +428,10 @@ type epoch struct {
 	seen     time.Time // the last message
 	progress time.Time // at moved
 	gapAsked time.Time
-	gapWait  time.Duration
 	gaps     int
 	down     time.Time // left to another sink until then
-	gone     bool      // no more in the server's map
+	downWait time.Duration
+	gone     bool // no more in the server's map
 }
 
 // take handles a message of the epoch.
@@ -438,7 +446,7 @@ func (e *epoch) take(ctx context.Context, f *frames, m *gcp.Message) {
 	e.seen, e.sender = now, f.sender
 	if now.Before(e.down) || e.refused != nil && !f.ask {
 		e.mu.Unlock()
-		sleep(ctx, nackPause)
+		sleep(ctx, min(nackPause, e.s.c.Gap))
 		e.mu.Lock()
 		e.s.back(m)
 		return
@@ -646,8 +654,9 @@ func (e *epoch) apply(ctx context.Context, n *entry) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	e.progress, e.gaps, e.gapWait, e.gapAsked = time.Now(), 0, e.s.c.Gap, time.Time{}
+	e.progress, e.gaps, e.gapAsked = time.Now(), 0, time.Time{}
 	if e.held > held {
+		e.downWait = e.s.c.Gap
 		e.s.worked()
 		e.s.tell(answer{kind: typeHeld, gateway: e.sender, epoch: e.key.epoch, sequence: e.held})
 	}
@@ -693,26 +702,59 @@ func (e *epoch) maintain() {
 		if len(e.taken) > 0 && since(e.progress) > e.s.c.Refresh {
 			e.give() // what comes again meets what the vault then holds
 		}
-	case since(e.progress) < e.s.c.Gap, since(e.gapAsked) < e.gapWait:
+	case since(e.progress) < e.s.c.Gap, since(e.gapAsked) < e.s.c.Gap:
 	case e.gaps >= askBefore && len(e.ahead)+len(e.taken) > 0:
-		down := e.gapWait/2 + rand.N(e.gapWait)
+		down := e.downWait/2 + rand.N(e.downWait)
 		e.s.stats.stoodDown.Add(1)
 		e.s.log.Warn("transport: a gap does not close; the epoch is left to another sink for a while",
 			"gateway", e.key.gateway, "epoch", e.key.epoch, "after", e.at.String(), "wait", down)
 		e.give()
-		e.down, e.gaps = now.Add(down), 0
+		e.down, e.downWait, e.gaps = now.Add(down), min(2*e.downWait, maxGap), 0
 	default:
-		upto := e.known
-		if len(e.ahead) > 0 {
-			if upto = e.ahead[0].after; !e.at.less(upto) {
-				upto = e.ahead[0].upto // pieces are missing
+		gaps := e.missing()
+		e.s.stats.gaps.Add(uint64(len(gaps)))
+		e.s.log.Warn("transport: frames have not come, the gateway is asked for them",
+			"gateway", e.key.gateway, "epoch", e.key.epoch, "after", e.at.String(), "gaps", len(gaps))
+		for _, g := range gaps {
+			e.s.tell(answer{kind: typeMissing, gateway: e.sender, epoch: e.key.epoch, after: g.after, upto: g.upto})
+		}
+		e.gaps++
+		e.gapAsked = now
+	}
+}
+
+// gap is what is missing between two positions.
+type gap struct{ after, upto position }
+
+// missing returns the gaps between what was taken, what waits and what is known,
+// the first ones of many.
+func (e *epoch) missing() []gap {
+	var gaps []gap
+	at := e.at
+	for i := 0; i < len(e.ahead) && len(gaps) < maxGaps; {
+		n := &e.ahead[i]
+		if at.less(n.after) {
+			gaps = append(gaps, gap{at, n.after})
+		}
+		have := 0 // of a body in pieces
+		if n.upto == e.partUpto && n.size == e.partSize {
+			have = len(e.part)
+		}
+		for ; i < len(e.ahead) && e.ahead[i].upto == n.upto && e.ahead[i].offset <= have; i++ {
+			have = max(have, e.ahead[i].offset+len(e.ahead[i].msg.Data))
+		}
+		if have < n.size {
+			gaps = append(gaps, gap{n.after, n.upto})
+			for i < len(e.ahead) && e.ahead[i].upto == n.upto {
+				i++
 			}
 		}
-		e.s.stats.gaps.Add(1)
-		e.s.log.Warn("transport: frames have not come, the gateway is asked for them",
-			"gateway", e.key.gateway, "epoch", e.key.epoch, "after", e.at.String(), "upto", upto.String())
-		e.s.tell(answer{kind: typeMissing, gateway: e.sender, epoch: e.key.epoch, after: e.at, upto: upto})
-		e.gaps++
-		e.gapAsked, e.gapWait = now, min(2*e.gapWait, maxGap)
+		if at.less(n.upto) {
+			at = n.upto
+		}
 	}
+	if at.less(e.known) && len(gaps) < maxGaps {
+		gaps = append(gaps, gap{at, e.known})
+	}
+	return gaps
 }

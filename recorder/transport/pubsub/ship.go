@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -142,7 +143,7 @@ type shipment struct {
 	queue     []*sent // not yet confirmed, in the journal's order
 	epochs    map[record.Epoch]*shipped
 	held      map[record.Epoch]uint64
-	repairs   map[record.Epoch]*answer
+	repairs   map[record.Epoch][]gap
 	current   record.Epoch
 	sinkAlive bool
 	asked     bool // an answer was waited for and did not come
@@ -179,7 +180,7 @@ func (c *Client) Ship(ctx context.Context, j transport.Journal) error {
 	defer cancel(nil)
 	s := &shipment{
 		Client: c, ctx: ctx, cancel: cancel, j: j, changed: make(chan struct{}),
-		epochs: map[record.Epoch]*shipped{}, held: map[record.Epoch]uint64{}, repairs: map[record.Epoch]*answer{},
+		epochs: map[record.Epoch]*shipped{}, held: map[record.Epoch]uint64{}, repairs: map[record.Epoch][]gap{},
 	}
 	s.publisher = c.pub.Publisher(c.c.Topic)
 	s.publisher.PublishSettings.DelayThreshold = c.c.Delay
@@ -347,8 +348,7 @@ type batch struct {
 	repair bool
 	begun  bool
 	epoch  record.Epoch
-	// from and to bound a repair.
-	from, to position
+	gaps   []gap // what a repair publishes, nothing else
 
 	gateway    string
 	at         position // of the last frame that was read
@@ -369,7 +369,7 @@ func (b *batch) add(item transport.Item) error {
 		return fmt.Errorf("read the journal: epoch %s: a %s frame without its stored bytes", item.Epoch, f.Kind)
 	}
 	if !b.begun || b.epoch != item.Epoch {
-		*b = batch{s: b.s, repair: b.repair, from: b.from, to: b.to, begun: true, epoch: item.Epoch, gateway: item.Gateway, at: position{sub: whole}}
+		*b = batch{s: b.s, repair: b.repair, gaps: b.gaps, begun: true, epoch: item.Epoch, gateway: item.Gateway, at: position{sub: whole}}
 	}
 	if f.Kind == record.KindKey {
 		b.keys, b.keyBytes = append(b.keys, f.Raw()), b.keyBytes+len(f.Raw())
@@ -412,7 +412,7 @@ func (b *batch) add(item transport.Item) error {
 	}
 	s.mu.Unlock()
 	if b.repair {
-		skip = !b.from.less(next) || b.to.less(next)
+		skip = !slices.ContainsFunc(b.gaps, func(g gap) bool { return g.after.less(next) && !g.upto.less(next) })
 	}
 	if skip {
 		return b.flush()
@@ -612,7 +612,9 @@ func (s *shipment) onAnswer(m *gcp.Message) error {
 			if x != nil && (x.refused || x.upto.less(a.upto)) {
 				return // still under way
 			}
-			s.repairs[a.epoch] = a
+			if g := (gap{a.after, a.upto}); len(s.repairs[a.epoch]) < maxGaps && !slices.Contains(s.repairs[a.epoch], g) {
+				s.repairs[a.epoch] = append(s.repairs[a.epoch], g)
+			}
 		})
 	case typeRefused:
 		s.log.Error("transport: the sink refuses an epoch; its records stay in the journal", "epoch", a.epoch, "error", a.text)
@@ -689,34 +691,41 @@ func (s *shipment) repair() {
 		if s.await(s.ctx, func() bool { return len(s.repairs) > 0 }) != nil {
 			return
 		}
-		var a *answer
+		var epoch record.Epoch
+		var gaps []gap
 		s.mu.Lock()
-		for e, r := range s.repairs {
-			a = r
-			delete(s.repairs, e)
+		for epoch, gaps = range s.repairs {
+			delete(s.repairs, epoch)
 			break
 		}
-		held := s.held[a.epoch]
+		held := s.held[epoch]
 		s.mu.Unlock()
-		if a.upto.seq <= held {
+		gaps = slices.DeleteFunc(gaps, func(g gap) bool { return g.upto.seq <= held })
+		if len(gaps) == 0 {
 			continue
 		}
 		s.stats.repairs.Add(1)
-		s.log.Warn("transport: the sink misses frames, they are published again", "epoch", a.epoch, "after", a.after.String(), "upto", a.upto.String())
-		if err := s.republish(a); err != nil && s.ctx.Err() == nil {
-			s.log.Error("transport: frames that the sink misses were not published again", "epoch", a.epoch, "error", err)
+		s.log.Warn("transport: the sink misses frames, they are published again", "epoch", epoch, "after", gaps[0].after.String(), "upto", gaps[0].upto.String(), "gaps", len(gaps))
+		if err := s.republish(epoch, gaps); err != nil && s.ctx.Err() == nil {
+			s.log.Error("transport: frames that the sink misses were not published again", "epoch", epoch, "error", err)
 		}
 	}
 }
 
-func (s *shipment) republish(a *answer) error {
+func (s *shipment) republish(epoch record.Epoch, gaps []gap) error {
 	ctx, cancel := context.WithTimeout(s.ctx, repairTime)
 	defer cancel()
 	src := s.j.Tail()
 	if c, ok := src.(io.Closer); ok {
 		defer c.Close()
 	}
-	b := &batch{s: s, repair: true, from: a.after, to: a.upto}
+	b := &batch{s: s, repair: true, gaps: gaps}
+	var end position
+	for _, g := range gaps {
+		if end.less(g.upto) {
+			end = g.upto
+		}
+	}
 	for {
 		item, err := src.Next(ctx)
 		if errors.Is(err, io.EOF) || errors.Is(err, record.ErrClosed) {
@@ -726,14 +735,14 @@ func (s *shipment) republish(a *answer) error {
 			return fmt.Errorf("read the journal: %w", err)
 		}
 		switch {
-		case item.Epoch == a.epoch:
+		case item.Epoch == epoch:
 			if err := b.add(item); err != nil {
 				return err
 			}
-			if !b.at.less(a.upto) {
+			if !b.at.less(end) {
 				return b.flush()
 			}
-		case b.begun, bytes.Compare(item.Epoch[:], a.epoch[:]) > 0: // epochs sort by time
+		case b.begun, bytes.Compare(item.Epoch[:], epoch[:]) > 0: // epochs sort by time
 			return b.flush()
 		}
 	}
