@@ -123,9 +123,32 @@ type Sealing struct {
 	Key string `yaml:"key" path:"file"`
 }
 
-// Transport says how records get to the sink.
+// Durabilities of a record that the gate waits for.
+const (
+	// DurabilityLocal is an fsync of the journal: it survives a crash of process
+	// or machine, not loss of the disk.
+	DurabilityLocal = "local"
+	// DurabilityPublished waits for Pub/Sub's acknowledgement as well, and
+	// survives both.
+	DurabilityPublished = "published"
+)
+
+// Transport says how records get to the sink: by exactly one way.
 type Transport struct {
-	Local string `yaml:"local" path:"socket"` // UNIX socket of the sink
+	Local      string  `yaml:"local" path:"socket"` // UNIX socket of the sink
+	PubSub     *PubSub `yaml:"pubsub"`
+	Durability string  `yaml:"durability"`
+}
+
+// PubSub names what was made for the records in Google Cloud Pub/Sub. Names are
+// ids within Project.
+type PubSub struct {
+	Project         string `yaml:"project"`
+	Topic           string `yaml:"topic"`
+	Subscription    string `yaml:"subscription"` // the sink's; with more shards than one SUBSCRIPTION-0, -1, ...
+	AckTopic        string `yaml:"ack_topic"`
+	AckSubscription string `yaml:"ack_subscription"` // this gateway's own
+	Shards          int    `yaml:"shards"`
 }
 
 // Retention has the classes that records rest in.
@@ -197,6 +220,7 @@ func Default() *Config {
 			Dir: "/var/lib/verbatim/journal", Limit: 10 << 30, Reserve: 64 << 20, Segment: 64 << 20,
 			CutBytes: 8 << 20, CutInterval: 5 * time.Second, Heartbeat: 15 * time.Second,
 		},
+		Transport: Transport{Durability: DurabilityLocal},
 		Retention: Retention{Default: "standard", Classes: map[string]time.Duration{"standard": 400 * 24 * time.Hour}},
 		Policy:    Policy{Timeout: 250 * time.Millisecond},
 	}

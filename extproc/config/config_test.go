@@ -93,7 +93,7 @@ func TestMinimal(t *testing.T) {
 		t.Errorf("issuer %+v", i)
 	}
 	d := Default()
-	if c.Limits != d.Limits || c.Journal != d.Journal || c.Policy != d.Policy || !reflect.DeepEqual(c.Retention, d.Retention) {
+	if c.Limits != d.Limits || c.Journal != d.Journal || c.Policy != d.Policy || c.Transport.Durability != d.Transport.Durability || !reflect.DeepEqual(c.Retention, d.Retention) {
 		t.Errorf("defaults are not those of Default: %+v", c)
 	}
 	if c.Connection("p2") != &c.Connections[0] || c.Connection("p3") != nil {
@@ -107,6 +107,21 @@ func TestMinimal(t *testing.T) {
 	}
 	if n, a := c.Listen.Network(); n != "unix" || a != c.Listen.Socket {
 		t.Errorf("network %s %s", n, a)
+	}
+}
+
+// A pubsub of its own defaults.
+func TestPubSub(t *testing.T) {
+	text := strings.Replace(minimal, "transport: {local: /run/verbatim/sink.sock}",
+		"transport: {durability: published, pubsub: {project: evidence, topic: records, subscription: sink, ack_topic: acks, ack_subscription: acks-gw-1}}", 1)
+	dir := folder(t, map[string]string{"extproc.yaml": text, "tenant.pub.json": "{}", "session.key": strings.Repeat("\x01", 32)})
+	c, err := Load(filepath.Join(dir, "extproc.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := PubSub{Project: "evidence", Topic: "records", Subscription: "sink", AckTopic: "acks", AckSubscription: "acks-gw-1", Shards: 1}
+	if c.Transport.PubSub == nil || *c.Transport.PubSub != want || c.Transport.Local != "" || c.Transport.Durability != DurabilityPublished {
+		t.Errorf("transport %+v, %+v", c.Transport, c.Transport.PubSub)
 	}
 }
 
@@ -226,7 +241,7 @@ func TestExampleLoads(t *testing.T) {
 		t.Errorf("the example does not say %q", formula)
 	}
 	d := Default()
-	if c.Limits != d.Limits || c.Journal != d.Journal || c.Policy.Timeout != d.Policy.Timeout {
+	if c.Limits != d.Limits || c.Journal != d.Journal || c.Policy.Timeout != d.Policy.Timeout || c.Transport.Durability != d.Transport.Durability {
 		t.Errorf("the example shows other defaults than there are:\n%+v\n%+v", c, d)
 	}
 }

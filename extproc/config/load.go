@@ -53,6 +53,9 @@ func Parse(path string, data []byte) (*Config, error) {
 	if err := d.err(); err != nil {
 		return nil, err
 	}
+	if p := c.Transport.PubSub; p != nil && p.Shards == 0 {
+		p.Shards = 1
+	}
 	for i := range c.Connections {
 		if c.Connections[i].Retention == "" {
 			c.Connections[i].Retention = c.Retention.Default
@@ -186,11 +189,7 @@ func (k *checker) all() {
 		k.required("sealing.tenant", "the file with the tenant's public keyset")
 	}
 	k.required("session_key", "a file with 32 random bytes (head -c 32 /dev/urandom > session.key)")
-	if k.required("transport", "local, the path of the sink's socket") && k.required("transport.local", "the path of the sink's socket") {
-		if c.Transport.Local != "" && c.Transport.Local == c.Listen.Socket {
-			k.at("transport.local", "transport.local is the same socket as listen.socket: give the sink one of its own")
-		}
-	}
+	k.transport()
 	k.retention()
 	k.issuers()
 	k.connections()
@@ -306,6 +305,69 @@ func (k *checker) journal() {
 	}
 	if j.CutBytes > j.Segment {
 		k.at("journal.cut_bytes", "journal.cut_bytes %s is more than a segment of %s: lower it, or raise segment", j.CutBytes, j.Segment)
+	}
+}
+
+// pubsubID is how topics and subscriptions are named
+// (https://cloud.google.com/pubsub/docs/pubsub-basics#resource_names).
+var pubsubID = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9._~+%-]{2,254}$`)
+
+// maxShards is what the transport takes.
+const maxShards = 1024
+
+func (k *checker) transport() {
+	if !k.required("transport", "local, the path of the sink's socket, or pubsub") || k.broken["transport"] {
+		return
+	}
+	t := k.c.Transport
+	local, pubsub := k.has("transport.local") || k.broken["transport.local"], k.has("transport.pubsub") || k.broken["transport.pubsub"]
+	switch {
+	case local && pubsub:
+		k.at("transport.pubsub", "transport has both local and pubsub: keep one")
+	case !local && !pubsub:
+		k.at("transport", "transport says neither local nor pubsub: add local, the path of the sink's socket, or pubsub")
+	}
+	if t.Local != "" && t.Local == k.c.Listen.Socket {
+		k.at("transport.local", "transport.local is the same socket as listen.socket: give the sink one of its own")
+	}
+	switch t.Durability {
+	case DurabilityLocal, "":
+	case DurabilityPublished:
+		if !pubsub {
+			k.at("transport.durability", "transport.durability published goes with pubsub only: use local, or pubsub")
+		}
+	default:
+		k.at("transport.durability", "transport.durability %q does not exist: use %s or %s", short(t.Durability), DurabilityLocal, DurabilityPublished)
+	}
+	if !k.has("transport.pubsub") || k.broken["transport.pubsub"] {
+		return
+	}
+	p := PubSub{}
+	if t.PubSub != nil {
+		p = *t.PubSub
+	}
+	const at = "transport.pubsub"
+	if k.required(at+".project", "the id of the Google Cloud project") && p.Project != "" && !projectID.MatchString(p.Project) {
+		k.at(at+".project", "project %q is no project id: write the id (lower-case letters, digits, -), not the name or number", short(p.Project))
+	}
+	for _, n := range []struct{ key, what, value string }{
+		{"topic", "the topic for records", p.Topic},
+		{"subscription", "the sink's subscription on it", p.Subscription},
+		{"ack_topic", "the topic for the sink's answers", p.AckTopic},
+		{"ack_subscription", "this gateway's own subscription on it", p.AckSubscription},
+	} {
+		if k.required(at+"."+n.key, n.what) && n.value != "" && (!pubsubID.MatchString(n.value) || strings.HasPrefix(n.value, "goog")) {
+			k.at(at+"."+n.key, "%s %q is no id: use 3 to 255 of letters, digits and -._~+%%, the first a letter, without projects/ before it", n.key, short(n.value))
+		}
+	}
+	if p.Topic != "" && p.Topic == p.AckTopic {
+		k.at(at+".ack_topic", "ack_topic is the topic for records: give the sink's answers one of their own")
+	}
+	if p.Subscription != "" && p.Subscription == p.AckSubscription {
+		k.at(at+".ack_subscription", "ack_subscription is the sink's subscription: give this gateway one of its own on ack_topic")
+	}
+	if k.has(at+".shards") && k.decoded && (p.Shards < 1 || p.Shards > maxShards) {
+		k.at(at+".shards", "shards %d is out of range: choose between 1 and %d", p.Shards, maxShards)
 	}
 }
 
