@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"slices"
 	"time"
 
@@ -197,8 +198,54 @@ func (c *verifier) expired(e *epoch, before uint64, latest time.Time) error {
 	return nil
 }
 
+// vanished reads the notes of what no citation bounds: the end of an epoch, and
+// epochs of which nothing else is left.
+func (c *verifier) vanished(next map[record.Epoch]*epoch) error {
+	for path, err := range c.vault.List(c.ctx, vault.ExpiryPrefix) {
+		if err != nil {
+			return fmt.Errorf("list %s: %w", vault.ExpiryPrefix, err)
+		}
+		gateway, id, err := vault.ParseExpiryName(path)
+		if err != nil {
+			c.find(FileUnknown, place{name: Name{Path: path}}, "is no expiry note: %v", err)
+			continue
+		}
+		if e := c.epochs[id]; e != nil {
+			if next[id] == nil && !e.damaged {
+				if err := c.expired(e, math.MaxUint64, time.Time{}); err != nil {
+					return err
+				}
+			}
+			continue
+		}
+		if c.gone[id] {
+			continue
+		}
+		c.gone[id] = true
+		old := &epoch{id: id, gateway: gateway, next: 1, head: record.NewChain(id, gateway), known: true}
+		if err := c.expired(old, math.MaxUint64, time.Time{}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// span is a range of sequences.
+type span struct{ first, last uint64 }
+
+// outlived reports whether the part's segment has expired. Places expire each
+// in their own time, so a part may be there for a while longer.
+func (e *epoch) outlived(n Name) bool {
+	return slices.ContainsFunc(e.passed, func(s span) bool { return s.first <= n.First && n.Last <= s.last })
+}
+
 // pass goes on behind records that have expired.
 func (e *epoch) pass(last uint64, head record.ChainHead, known bool) {
+	if n := len(e.passed); n > 0 && e.passed[n-1].last+1 == e.next {
+		e.passed[n-1].last = last
+	} else {
+		e.passed = append(e.passed, span{e.next, last})
+	}
 	e.next, e.head, e.known, e.gone = last+1, head, known, true
 	e.open = map[uint64]*exchange{}
 }

@@ -116,6 +116,7 @@ type epoch struct {
 	gone     bool
 	began    time.Time // of the first record that was read
 	strays   []Name    // parts without a segment
+	passed   []span    // what has expired
 	live     bool      // something besides recovery was recorded
 	closed   bool
 	time     time.Time // of the last record
@@ -408,9 +409,12 @@ func (c *verifier) finish() error {
 			return err
 		}
 	}
+	if err := c.vanished(next); err != nil {
+		return err
+	}
 	for _, e := range c.order {
 		for _, n := range e.strays {
-			if n.First < e.next || next[e.id] != nil {
+			if (n.First < e.next || next[e.id] != nil) && !e.outlived(n) {
 				c.find(FileUnknown, place{name: n}, "is a part of no segment")
 			}
 		}
@@ -540,9 +544,11 @@ func (c *verifier) gateway(name string, epochs []*epoch, next map[record.Epoch]*
 	var leftOf *epoch
 	for i, e := range epochs {
 		g.Records += e.records
-		last := i == len(epochs)-1
-		if !last && !e.closed && !e.damaged && next[e.id] == nil {
-			c.find(TailLost, place{name: e.last, seq: e.next - 1}, "the epoch's end is not proven: it has no close record, and the gateway's next epoch %s does not cite it, so records after this one may be lost", epochs[i+1].id)
+		if i < len(epochs)-1 && !e.closed && !e.damaged && next[e.id] == nil {
+			// Where the next epoch's first record has expired, so has its citation.
+			if after := epochs[i+1]; after.opened != nil || !after.gone {
+				c.find(TailLost, place{name: e.last, seq: e.next - 1}, "the epoch's end is not proven: it has no close record, and the gateway's next epoch %s does not cite it, so records after this one may be lost", after.id)
+			}
 		}
 		// Recovery's outcomes that could not be read close as many as there
 		// are of them.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"verbatim.dev/recorder/record"
@@ -69,6 +70,20 @@ func (x *Expiry) HeadAfter(i int) (record.ChainHead, error) {
 // ExpiryFolder is what the names of an epoch's expiry notes begin with.
 func ExpiryFolder(gateway string, e record.Epoch) string {
 	return ExpiryPrefix + gateway + "/" + e.String() + "/"
+}
+
+// ParseExpiryName tells whose expiry note has the name.
+func ParseExpiryName(name string) (gateway string, e record.Epoch, err error) {
+	rest, ok := strings.CutPrefix(name, ExpiryPrefix)
+	parts := strings.Split(rest, "/")
+	if !ok || len(parts) != 3 || !strings.HasSuffix(parts[2], ".json") {
+		return "", record.Epoch{}, fmt.Errorf("name %q: want expiry/GATEWAY/EPOCH/FIRST-LAST.KIND.json", name)
+	}
+	if err := CheckGateway(parts[0]); err != nil {
+		return "", record.Epoch{}, err
+	}
+	e, err = parseEpoch(parts[1])
+	return parts[0], e, err
 }
 
 // Name returns the note's name: expiry/GATEWAY/EPOCH/FIRST-LAST.json, with the
