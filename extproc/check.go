@@ -29,7 +29,8 @@ With --publish it writes what Google's STS must find at the issuer URL of each
 federation credential: .well-known/openid-configuration and jwks.json.
 
 With --online it also asks each issuer for its keys and each connection for a
-credential. With --token it says step by step what becomes of the token in
+credential, and Pub/Sub, where it is the transport, for topics, subscriptions and
+permissions; what is missing comes with the command that repairs it. With --token it says step by step what becomes of the token in
 FILE ("-": standard input); the token itself is never printed.
 
 Examples:
@@ -125,7 +126,7 @@ func describe(ctx context.Context, cfg *config.Config, verifier *auth.Verifier, 
 		signed = "epochs not certified: set sealing.key"
 	}
 	fmt.Fprintf(w, "sealing\tto %s, %s\n", cfg.Sealing.Tenant, signed)
-	fmt.Fprintf(w, "transport\tlocal, sink at %s\n", cfg.Transport.Local)
+	fmt.Fprintf(w, "transport\t%s\n", describeTransport(cfg.Transport))
 	for _, i := range cfg.Issuers {
 		groups := "no groups"
 		if i.GroupsClaim != "" {
@@ -162,6 +163,11 @@ func reach(ctx context.Context, cfg *config.Config, out io.Writer) error {
 		}
 		cancel()
 		s.Close()
+	}
+	if err := checkTransport(ctx, cfg); err != nil {
+		problems = append(problems, err)
+	} else if cfg.Transport.PubSub != nil {
+		fmt.Fprintln(out, "topics, subscriptions and permissions of the transport are in order")
 	}
 	return errors.Join(problems...)
 }

@@ -29,7 +29,7 @@ import (
 	"verbatim.dev/extproc/server"
 	"verbatim.dev/recorder/journal"
 	"verbatim.dev/recorder/record"
-	"verbatim.dev/recorder/transport"
+	"verbatim.dev/recorder/transport/pubsub"
 )
 
 const serveHelp = `Usage: extproc serve --config FILE
@@ -93,6 +93,13 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err := g.load(background, cfg); err != nil {
 		return err
 	}
+	switch err := checkTransport(ctx, cfg); {
+	case errors.Is(err, pubsub.ErrUnreachable):
+		// The journal holds what comes until Pub/Sub is there.
+		log.Warn("the transport was not checked", "error", err)
+	case err != nil:
+		return err
+	}
 	var srv *server.Server
 	j, err := journal.Open(ctx, journal.Config{
 		Dir: cfg.Journal.Dir, Gateway: cfg.Gateway, Version: record.Build, Tenant: tenant, Deployment: deployment,
@@ -103,7 +110,16 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
-	srv, err = server.New(server.Config{Recorder: j, Refused: j.Refuse, Gate: g.gate, Limits: serverLimits(cfg.Limits), Logger: log})
+	carrier, err := newShipper(ctx, cfg, j, log)
+	if err != nil {
+		return errors.Join(fmt.Errorf("transport: %w", err), j.Close(ctx, "start failed"))
+	}
+	defer func() {
+		if err := carrier.close(); err != nil {
+			log.Warn("the transport did not close", "error", err)
+		}
+	}()
+	srv, err = server.New(server.Config{Recorder: carrier.recorder, Refused: j.Refuse, Gate: g.gate, Limits: serverLimits(cfg.Limits), Logger: log})
 	if err != nil {
 		return errors.Join(err, j.Close(ctx, "start failed"))
 	}
@@ -116,7 +132,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	shipped := make(chan struct{})
 	work.Go(func() {
 		defer close(shipped)
-		ship(shipping, cfg, j, log)
+		carrier.ship(shipping, j, log)
 	})
 
 	listener, creds, err := listen(cfg.Listen)
@@ -277,17 +293,6 @@ func named(leaf *x509.Certificate, names []string) bool {
 		}
 	}
 	return false
-}
-
-// ship carries the journal to the sink until ctx ends.
-func ship(ctx context.Context, cfg *config.Config, j *journal.Journal, log *slog.Logger) {
-	client, err := transport.NewClient(transport.ClientConfig{Socket: cfg.Transport.Local, Gateway: cfg.Gateway, Logger: log})
-	if err == nil {
-		err = client.Ship(ctx, transport.Journal{Acknowledge: j.Acknowledge, Tail: func() transport.Source { return transport.NewSource(j.Tail()) }})
-	}
-	if err != nil && ctx.Err() == nil {
-		log.Error("shipping ended", "error", err)
-	}
 }
 
 // stats serves the gateway's state on loopback: /livez, /readyz and, as JSON,
