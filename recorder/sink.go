@@ -7,20 +7,26 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
-	"strings"
 
 	"verbatim.dev/recorder/sink"
-	"verbatim.dev/recorder/transport"
 	"verbatim.dev/recorder/vault/place"
 )
 
 const sinkHelp = `
 Usage: recorder sink --vault VAULT --listen unix:PATH
+       recorder sink --vault VAULT --pubsub projects/P/subscriptions/S,... --ack-topic projects/P/topics/T
 
-Takes the records of gateways on this machine over a UNIX socket (mode 0660) and
-writes them into the vault; a folder it makes where there is none. A gateway's journal
-frees what is durable in the vault, and nothing before. One sink writes a vault. In
-Cloud Storage it needs to create, get and list objects, and no right beyond that.
+Takes the records of gateways on this machine over a UNIX socket (mode 0660), or
+those of Google Cloud Pub/Sub, and writes them into the vault; a folder it makes
+where there is none. A gateway's journal frees what is durable in the vault, and
+nothing before. One sink writes a vault that is a folder. In Cloud Storage it needs to
+create, get and list objects, and no right beyond that.
+
+With --pubsub it reads the subscriptions as the identity of Application Default
+Credentials, and acknowledges a message when the vault holds what it carries. At the
+start it checks subscriptions, dead-letter topics, the answers' topic and its
+permissions, and says with which command to repair what is wrong. Run one sink for a
+subscription: two get in each other's way, though what they write is right.
 
 Runs until SIGTERM or SIGINT. Prints one line when it listens; logs are JSON on
 standard error.
@@ -28,6 +34,8 @@ standard error.
 Examples:
   recorder sink --vault /var/lib/verbatim/vault --listen unix:/run/verbatim/sink.sock
   recorder sink --vault vault.yaml --spool /var/spool/verbatim --listen unix:/run/verbatim/sink.sock
+  recorder sink --vault vault.yaml --spool /var/spool/verbatim --ack-topic projects/evidence/topics/acks \\
+    --pubsub projects/evidence/subscriptions/verbatim-sink-0,projects/evidence/subscriptions/verbatim-sink-1
 `
 
 func sinkCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
@@ -35,6 +43,9 @@ func sinkCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (
 	f := newFlags("sink", sinkHelp)
 	f.vaultFlag(&p)
 	listen := f.String("listen", "", "where gateways connect: `unix:PATH`")
+	subscriptions := f.String("pubsub", "", "instead of --listen: `SUBSCRIPTIONS` to read, projects/PROJECT/subscriptions/ID, with commas between")
+	ackTopic := f.String("ack-topic", "", "with --pubsub: the `TOPIC` for answers to gateways, projects/PROJECT/topics/ID")
+	outstanding := f.Int("outstanding", 256, "with --pubsub: `MIB` of messages to hold without acknowledgement, for each subscription: more than all gateways' unfinished segments")
 	spool := f.String("spool", "", "folder `DIR` for segments that are not whole yet, best on the vault's disk (default: .spool in a vault that is a folder)")
 	if _, err := f.parse(args, stdout); err != nil {
 		return err
@@ -42,9 +53,9 @@ func sinkCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (
 	if err := f.resolve(&p); err != nil {
 		return err
 	}
-	socket, ok := strings.CutPrefix(*listen, "unix:")
-	if !ok || socket == "" {
-		return &usageError{fmt.Sprintf("sink: --listen %q: want unix:PATH", *listen), "for example --listen unix:/run/verbatim/sink.sock"}
+	source, err := sinkSource(*listen, *subscriptions, *ackTopic, *outstanding)
+	if err != nil {
+		return err
 	}
 	if *spool == "" {
 		if p.spec.Folder() == "" {
@@ -62,12 +73,12 @@ func sinkCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (
 	if err != nil {
 		return err
 	}
-	server, err := transport.Listen(transport.ServerConfig{Socket: socket, Logger: log})
+	server, err := source.open(ctx, log)
 	if err != nil {
 		return fmt.Errorf("sink: %w", err)
 	}
 	defer func() { err = errors.Join(err, server.Close()) }()
-	if _, err := fmt.Fprintf(stdout, "recorder sink: ready, vault %s, socket %s\n", v, socket); err != nil {
+	if _, err := fmt.Fprintf(stdout, "recorder sink: ready, vault %s, %s\n", v, source); err != nil {
 		return err
 	}
 	err = server.Serve(ctx, s)

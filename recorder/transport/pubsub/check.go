@@ -67,7 +67,10 @@ const (
 // a [SetupError], or an error that wraps [ErrUnreachable]. An emulator that
 // knows no permissions is taken to grant all.
 func Check(ctx context.Context, s Setup) error {
-	s.Topic, s.AckTopic = fullName(s.Project, "topics", s.Topic), fullName(s.Project, "topics", s.AckTopic)
+	if s.Topic != "" {
+		s.Topic = fullName(s.Project, "topics", s.Topic)
+	}
+	s.AckTopic = fullName(s.Project, "topics", s.AckTopic)
 	c, err := connect(ctx, s.Project, s.Options)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnreachable, err)
@@ -185,6 +188,9 @@ type create struct {
 
 func (c create) command(name string) string {
 	project, id, _ := split(name)
+	if c.topic == "" {
+		c.topic = "TOPIC"
+	}
 	b := fmt.Sprintf("gcloud pubsub subscriptions create %s --project=%s --topic=%s --ack-deadline=60 --expiration-period=never --message-retention-duration=31d --min-retry-delay=10s --max-retry-delay=600s", id, project, c.topic)
 	if c.dead {
 		b += fmt.Sprintf(" --dead-letter-topic=projects/%s/topics/%s-dead --max-delivery-attempts=100", project, id)
@@ -221,6 +227,7 @@ func (k *checker) subscription(name, topic, filter string, c create) *pubsubpb.S
 	switch {
 	case have == filter:
 	case have == "" && !c.dead: // each gateway then gets, and drops, the others' answers
+	case c.topic == "": // the sink does not know the shards
 	default:
 		k.problem(again, "subscription %s has the filter %q, not %q", name, sub.Filter, filter)
 	}
