@@ -18,6 +18,7 @@ import (
 	"verbatim.dev/recorder/ledger/ledgertest"
 	"verbatim.dev/recorder/record"
 	"verbatim.dev/recorder/transport"
+	"verbatim.dev/recorder/vault/gcs/gcstest"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -41,7 +42,10 @@ func TestScripts(t *testing.T) {
 			"golden": func(ts *testscript.TestScript, neg bool, args []string) {
 				compare(ts, filepath.Join(golden, args[0]), mask(ts.ReadFile("stdout"), ts.Getenv("WORK")))
 			},
-			"flip":    flip,
+			"flip": flip,
+			"bucket": func(ts *testscript.TestScript, neg bool, args []string) {
+				ts.Setenv("STORAGE_EMULATOR_HOST", gcstest.New(t).URL)
+			},
 			"ship":    ship,
 			"waitfor": waitFor,
 			"mode": func(ts *testscript.TestScript, neg bool, args []string) {

@@ -337,7 +337,9 @@ func TestHolds(t *testing.T) {
 		hold func(v *vault.Folder, ids []record.ID) retention.Hold
 		kept []int
 	}{
-		"exchange": {func(_ *vault.Folder, ids []record.ID) retention.Hold { return retention.Hold{Exchange: ids[0].String()} }, []int{0}},
+		"exchange": {func(_ *vault.Folder, ids []record.ID) retention.Hold {
+			return retention.Hold{Exchange: ids[0].String()}
+		}, []int{0}},
 		"session": {func(v *vault.Folder, _ []record.ID) retention.Hold {
 			k, err := keyring.New(keyring.Config{Source: v, Tenant: tenant})
 			if err != nil {

@@ -39,4 +39,8 @@ var Cases = []Case{
 	{"impersonation", "The IAM Credentials API issues a token of a target service account for a caller with roles/iam.serviceAccountTokenCreator.", "extproc/credential", "every request is denied (credential_unavailable)"},
 	{"federation", "Google's STS takes an assertion of the gateway's own issuer for the pool's provider, and no token of the callers' issuers.", "extproc/credential", "every request is denied (credential_unavailable)"},
 	{"metadata-server", "The metadata server gives a token with expires_in for the default service account.", "extproc/credential", "every request is denied (credential_unavailable)"},
+	{"gcs-create-only", "A second write with ifGenerationMatch=0 is answered 412, whatever its content, in one request and in chunks.", "recorder/vault/gcs (Create)", "a segment could be replaced by another"},
+	{"gcs-retention", "Objects in a bucket's retention can be neither deleted nor replaced: 403 retentionPolicyNotMet.", "recorder/vault/gcs (Init)", "the vault is not write-once"},
+	{"gcs-bucket", "A bucket made with the properties of vault init has them, and vault check finds nothing wrong.", "recorder/vault/gcs (Init, Check)", "vault check names the property"},
+	{"gcs-list-order", "Names are listed in byte order, right after they were written.", "recorder/vault/gcs (List)", "verify finds segments out of order"},
 }

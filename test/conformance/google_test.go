@@ -6,17 +6,24 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"cloud.google.com/go/storage"
+	"google.golang.org/api/googleapi"
+
 	"verbatim.dev/extproc/bigquery"
 	"verbatim.dev/extproc/credential"
 	"verbatim.dev/recorder/record"
+	"verbatim.dev/recorder/vault"
+	"verbatim.dev/recorder/vault/gcs"
 )
 
 // google is the real BigQuery.
@@ -327,6 +334,69 @@ var tests = map[string]func(t *testing.T){
 		env(t, "CONFORMANCE_ON_GCE", "1 where this runs on Google Cloud")
 		token(t, credential.Config{Kind: credential.KindMetadata}, credential.Caller{})
 	},
+	"gcs-create-only": func(t *testing.T) {
+		_, v := bucketVault(t)
+		for _, n := range []int{10, 9 << 20} {
+			name, b := "conformance/"+unique(), bytes.Repeat([]byte("x"), n)
+			for range 2 {
+				if err := v.Create(t.Context(), name, bytes.NewReader(b)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			b[0] = 'y'
+			if err := v.Create(t.Context(), name, bytes.NewReader(b)); !errors.Is(err, vault.ErrConflict) {
+				t.Errorf("%d bytes, other content: %v", n, err)
+			}
+		}
+	},
+	"gcs-retention": func(t *testing.T) {
+		b, v := bucketVault(t)
+		name := "conformance/" + unique()
+		if err := v.Create(t.Context(), name, strings.NewReader("x")); err != nil {
+			t.Fatal(err)
+		}
+		w := b.Object(name).NewWriter(t.Context())
+		_, err := w.Write([]byte("y"))
+		for what, err := range map[string]error{"delete": b.Object(name).Delete(t.Context()), "replace": errors.Join(err, w.Close())} {
+			var api *googleapi.Error
+			if !errors.As(err, &api) || api.Code != http.StatusForbidden || len(api.Errors) == 0 || api.Errors[0].Reason != "retentionPolicyNotMet" {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+	},
+	"gcs-bucket": func(t *testing.T) {
+		b, _ := bucketVault(t)
+		findings, err := gcs.Check(t.Context(), bucketClient(t), gcs.Want{Address: "gs://" + b.BucketName(), Retention: conformanceRetention, Expire: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range findings {
+			if !f.OK {
+				t.Errorf("%s: %s", f.Property, f.State)
+			}
+		}
+	},
+	"gcs-list-order": func(t *testing.T) {
+		_, v := bucketVault(t)
+		prefix := "conformance/" + unique() + "/"
+		var want []string
+		for _, n := range []string{"a-", "a.b", "a/b", "a0", "aA", "a_", "aa"} {
+			want = append(want, prefix+n)
+			if err := v.Create(t.Context(), prefix+n, strings.NewReader(n)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var got []string
+		for n, err := range v.List(t.Context(), prefix) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, n)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("listed %v", got)
+		}
+	},
 }
 
 // load is a load job's JSON, into a table of its own.
@@ -347,4 +417,35 @@ func TestGoogle(t *testing.T) {
 			run(t)
 		})
 	}
+}
+
+// conformanceRetention is short, so that the bucket can be emptied again.
+const conformanceRetention = 10 * time.Minute
+
+func bucketClient(t *testing.T) *storage.Client {
+	t.Helper()
+	c, err := gcs.NewClient(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// bucketVault is a vault in a bucket of the project, which is made as vault init
+// does where it is not there.
+func bucketVault(t *testing.T) (*storage.BucketHandle, *gcs.Vault) {
+	t.Helper()
+	name := env(t, "CONFORMANCE_BUCKET", "a bucket for the cases alone; it is made where it is not there, with a retention of 10 minutes that is not locked")
+	c := bucketClient(t)
+	w := gcs.Want{Address: "gs://" + name, Retention: conformanceRetention, Expire: true, Project: os.Getenv("CONFORMANCE_PROJECT")}
+	if _, err := gcs.Init(t.Context(), c, w); err != nil {
+		t.Fatal(err)
+	}
+	v, err := gcs.Open(t.Context(), gcs.Config{Address: w.Address})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = v.Close() })
+	return c.Bucket(name), v
 }

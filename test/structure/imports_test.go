@@ -24,6 +24,7 @@ var rules = []struct {
 	{"recorder/record", nil, "everything speaks of records"},
 	{"recorder/journal", []string{"recorder/record"}, "the gateway's journal knows no vault"},
 	{"recorder/vault", []string{"recorder/record"}, "evidence rests without whoever wrote it"},
+	{"recorder/retention", []string{"recorder/record", "recorder/vault"}, "what has expired needs no key"},
 	{"recorder/transport", []string{"recorder/record"}, "it carries frames, whatever they hold"},
 	{"recorder/sink", []string{"recorder/record", "recorder/vault", "recorder/transport"}, "only the sink writes the vault"},
 	{"recorder/keyring", []string{"recorder/record", "recorder/vault"}, "keys come from the vault and the tenant"},
