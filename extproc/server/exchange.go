@@ -27,6 +27,8 @@ type gate interface {
 	head(ctx context.Context, r *request) (*plan, *refusal)
 	// decide completes the plan with the body, or with its first part.
 	decide(ctx context.Context, p *plan, body []byte, probe prober) *refusal
+	// forwarded is told that the request goes upstream now.
+	forwarded(p *plan)
 	// settled is told how an exchange ended upstream, before the caller is.
 	settled(p *plan, status int, facts bigquery.ResponseFacts)
 	// upload is told the id of an upload that BigQuery gave out an address for.
@@ -325,6 +327,7 @@ func (x *exchange) decide() {
 		x.bodyExtra = 0
 		x.phase = phaseOpen
 		x.forwarded = x.now()
+		x.gate.forwarded(x.plan)
 		x.send(requestHeadReply(x.plan, x.req), 0)
 		if x.req.end {
 			x.upOut = true

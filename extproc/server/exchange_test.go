@@ -145,6 +145,7 @@ func (g *fakeGate) decide(_ context.Context, p *plan, _ []byte, _ prober) *refus
 }
 
 func (g *fakeGate) settled(_ *plan, status int, _ bigquery.ResponseFacts) { g.settledWith = status }
+func (g *fakeGate) forwarded(*plan)                                       {}
 func (g *fakeGate) upload(*plan, string)                                  {}
 
 type rig struct {

@@ -508,9 +508,25 @@ func (p *plan) encoded() bool {
 	return e != "" && !strings.EqualFold(e, "identity")
 }
 
+// asks reports whether the request makes a job whose id its caller chose.
+func (p *plan) asks() bool {
+	return p.call.Method == "bigquery.jobs.insert" && p.identity != nil && p.call.Job != nil && !p.call.DryRun && p.route.Upload != bigquery.UploadStart
+}
+
+// forwarded notes a job that may run before BigQuery has said so: the kill
+// switch reaches it too.
+func (g *Gate) forwarded(p *plan) {
+	if p.asks() {
+		g.Jobs.Asked(RunningJob{Job: *p.call.Job, Identity: p.identity, Session: p.session, Connection: p.conn.Name})
+	}
+}
+
 // settled notes who owns what the exchange made. An id counts only when
 // BigQuery accepted it: a caller could name another's job.
 func (g *Gate) settled(p *plan, status int, f bigquery.ResponseFacts) {
+	if p.asks() {
+		g.Jobs.Answered(*p.call.Job)
+	}
 	if p.identity == nil || status < 200 || status > 299 {
 		return
 	}

@@ -15,6 +15,9 @@ type RunningJob struct {
 	Identity   *auth.Identity
 	Session    string
 	Connection string
+	// Asked: the caller asked for a job of this id and BigQuery has not answered.
+	// It may not be there, or be another's.
+	Asked bool
 }
 
 // Jobs knows the running jobs that this replica started, and the uploads that
@@ -55,6 +58,27 @@ func (j *Jobs) Upload(id string) (bigquery.Table, bool) {
 	defer j.mu.Unlock()
 	to, ok := j.uploads[id]
 	return to, ok
+}
+
+// Asked notes a job that is on its way to BigQuery, unless one of its id is
+// known.
+func (j *Jobs) Asked(job RunningJob) {
+	j.mu.Lock()
+	_, known := j.byKey[bigquery.JobKey(job.Job)]
+	j.mu.Unlock()
+	if !known {
+		job.Asked = true
+		j.Started(job)
+	}
+}
+
+// Answered forgets a job that was only asked for.
+func (j *Jobs) Answered(job record.Job) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if key := bigquery.JobKey(job); j.byKey[key].Asked {
+		delete(j.byKey, key)
+	}
 }
 
 // Started notes a job.

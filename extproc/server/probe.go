@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -110,11 +111,22 @@ func (s *Server) cancel(ctx context.Context, g *Gate, j RunningJob) error {
 	p := &plan{conn: conn, identity: j.Identity, session: j.Session, class: conn.Retention,
 		call: record.Call{Method: "bigquery.jobs.cancel", Project: j.Job.Project, Job: &j.Job}}
 	x := &exchange{plan: p, req: &request{received: s.cfg.Now()}, now: s.cfg.Now, up: newLane(0), sent: newLane(0), down: newLane(0)}
-	path := "/bigquery/v2/projects/" + j.Job.Project + "/jobs/" + j.Job.ID + "/cancel"
-	if j.Job.Location != "" {
-		path += "?location=" + j.Job.Location
+	probe := s.probe(x)
+	var err error
+	status := 0
+	if j.Asked { // its caller may have named another's
+		var owner string
+		if owner, _, err = g.askOwner(ctx, &j.Job, probe); err == nil && owner != g.owner(j.Job.Project, j.Identity.Principal) {
+			err = errors.New("it is not known to be the caller's own")
+		}
 	}
-	status, _, err := s.probe(x)(ctx, "cancel of a revoked caller's job", http.MethodPost, path)
+	if err == nil {
+		path := "/bigquery/v2/projects/" + url.PathEscape(j.Job.Project) + "/jobs/" + url.PathEscape(j.Job.ID) + "/cancel"
+		if j.Job.Location != "" {
+			path += "?location=" + url.QueryEscape(j.Job.Location)
+		}
+		status, _, err = probe(ctx, "cancel of a revoked caller's job", http.MethodPost, path)
+	}
 	if x.id.Sequence == 0 {
 		return err
 	}
