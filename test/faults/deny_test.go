@@ -145,6 +145,16 @@ func TestKillSwitch(t *testing.T) {
 	if a := insert("agent", "ended-job", "SELECT 1"); a.Status != 200 {
 		t.Fatalf("status %d: %s", a.Status, a.Body)
 	}
+	// A job that no gateway made.
+	direct, err := http.NewRequestWithContext(ctx, http.MethodPost, r.Upstream.URL+project+"/jobs", strings.NewReader(
+		`{"jobReference":{"projectId":"`+harness.Project+`","jobId":"foreign-job"},"configuration":{"query":{"query":"SELECT /*verbatim:run=10m*/ 1"}}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	direct.Header.Set("Authorization", "Bearer "+harness.UpstreamToken)
+	if a := harness.Send(direct); a.Status != 200 {
+		t.Fatalf("status %d: %s", a.Status, a.Body)
+	}
 	incomplete := r.Query(ctx, "agent", "SELECT /*verbatim:run=10m*/ 2")
 	if incomplete.Status != 200 {
 		t.Fatalf("status %d: %s", incomplete.Status, incomplete.Body)
@@ -162,14 +172,14 @@ func TestKillSwitch(t *testing.T) {
 	}
 	streams, other := stalled("agent"), stalled("analyst")
 	waits := later(func() harness.Answer { return r.Query(ctx, "agent", "SELECT /*verbatim:bytes=1000,delay=60s*/ 3") })
-	named := later(func() harness.Answer { return insert("agent", "job-on-its-way", "SELECT /*verbatim:bytes=1000*/ 4") })
-	if a := <-named; a.Status != 200 {
-		t.Fatalf("status %d: %s", a.Status, a.Body)
-	}
+	// A job that BigQuery has not told of yet, and one whose id is another's.
+	r.Double.SetFault(&emulator.Fault{Kind: emulator.FaultStall, Method: http.MethodPost, Path: "/jobs", Count: 2, AfterBytes: -1})
+	named := later(func() harness.Answer { return insert("agent", "job-on-its-way", "SELECT /*verbatim:run=10m*/ 4") })
+	theirs := later(func() harness.Answer { return insert("agent", "foreign-job", "SELECT /*verbatim:run=10m*/ 5") })
 	pr, pw := io.Pipe()
 	half := later(func() harness.Answer { return r.Do(ctx, "agent", http.MethodPost, project+"/queries", pr) })
 	io.WriteString(pw, `{"query":"SELECT`)
-	r.Await("all of them run", func() bool { return r.Stats().Open == 4 })
+	r.Await("all of them run", func() bool { return r.Stats().Open == 6 && len(r.Double.Requests()) == 10 })
 
 	revoked := time.Now()
 	r.Write("revocations.yaml", "subjects:\n- {issuer: cluster, subject: \"system:serviceaccount:agents:researcher\", reason: the test says so}\n")
@@ -182,6 +192,9 @@ func TestKillSwitch(t *testing.T) {
 	a = <-waits
 	refused(t, a, 401, "revoked")
 	ended(t, &onRecord(t, r, a).Exchange, record.ResultAborted, "revoked")
+	for _, c := range []<-chan harness.Answer{named, theirs} {
+		refused(t, <-c, 401, "revoked")
+	}
 	a = <-half
 	refused(t, a, 401, "revoked")
 	ended(t, &onRecord(t, r, a).Exchange, record.ResultDenied, "revoked")
@@ -202,27 +215,38 @@ func TestKillSwitch(t *testing.T) {
 				}
 			}
 		}
-		return len(cancelled) == 2
+		return len(cancelled) == 3
 	})
-	if cancelled["agents-job"] != 1 || cancelled[byQuery] != 1 {
+	if cancelled["agents-job"] != 1 || cancelled[byQuery] != 1 || cancelled["job-on-its-way"] != 1 {
 		t.Errorf("cancelled are %v", cancelled)
 	}
 	delivered(t, other.Rest(), size)
 	delivered(t, r.Query(ctx, "analyst", harness.Synthetic(1000)), 1000)
 
-	found := 0
+	found := map[string]*search.Exchange{}
 	for _, x := range r.Settled() {
 		if x.Method != "bigquery.jobs.cancel" {
 			continue
 		}
-		found++
-		ended(t, x, record.ResultDelivered, "revoked")
-		if d, _ := r.Evidence(x.ID); len(d.Probes) != 1 || d.Probes[0].Status != 200 || x.Principal == nil || !strings.Contains(x.Principal.Subject, "researcher") {
-			t.Errorf("cancel on record: principal %+v, probes %+v", x.Principal, d.Probes)
+		found[x.Job.ID] = x
+	}
+	for id, probes := range map[string]int{"agents-job": 1, byQuery: 1, "job-on-its-way": 2, "foreign-job": 1} { // whose is it; cancel
+		x := found[id]
+		if x == nil {
+			t.Errorf("no cancel of %s on record", id)
+			continue
+		}
+		result, cause := record.ResultDelivered, "revoked"
+		if id == "foreign-job" {
+			result, cause = record.ResultAborted, "cancel failed"
+		}
+		ended(t, x, result, cause)
+		if d, _ := r.Evidence(x.ID); len(d.Probes) != probes || d.Probes[0].Status != 200 || x.Principal == nil || !strings.Contains(x.Principal.Subject, "researcher") {
+			t.Errorf("cancel of %s on record: principal %+v, probes %+v", id, x.Principal, d.Probes)
 		}
 	}
-	if found != 2 {
-		t.Errorf("%d calls of jobs.cancel on record", found)
+	if len(found) != 4 {
+		t.Errorf("%d calls of jobs.cancel on record", len(found))
 	}
 	r.Verify()
 
