@@ -279,6 +279,13 @@ func idIn(h http.Header) string {
 	return id
 }
 
+// ReceiptID returns the id of the exchange that answered with these headers.
+func ReceiptID(h http.Header) string { return idIn(h) }
+
+// Race says that the binaries have the race detector: they are slower, and their
+// memory says nothing.
+const Race = raceEnabled
+
 // client does not follow redirects, and asks for no compression.
 var client = &http.Client{
 	Transport:     &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: 64},
