@@ -534,3 +534,7 @@ func same(t testing.TB, got, want map[string]string) {
 		}
 	}
 }
+
+func unaryOption(i grpc.UnaryClientInterceptor) option.ClientOption {
+	return option.WithGRPCDialOption(grpc.WithChainUnaryInterceptor(i))
+}
