@@ -94,15 +94,16 @@ type load struct {
 
 func loads(quick bool) []load {
 	large := load{Name: "large-200MB", Clients: 1, Bytes: 200_000_000, Count: 2}
-	if quick {
-		large.Count = 1
-	}
-	return []load{
+	all := []load{
 		{Name: "small-1", Clients: 1},
 		{Name: "small-16", Clients: 16},
 		{Name: "small-64", Clients: 64},
-		large,
 	}
+	if quick {
+		large.Count = 1
+		return append(all, large)
+	}
+	return append(all, large, load{Name: "large-64x50MB", Clients: 64, Bytes: 50_000_000, Count: 1})
 }
 
 func bench(ctx context.Context, o options) error {
