@@ -38,7 +38,7 @@ func (v JobsView) Check() error {
 	case !projectForm.MatchString(v.Project):
 		return fmt.Errorf("project %q is no project id", v.Project)
 	case !regionForm.MatchString(v.region()):
-		return fmt.Errorf("region %q is no region of BigQuery: want us, eu, europe-west1, ...", v.Region)
+		return fmt.Errorf("region %q is no region of BigQuery such as us, eu or europe-west1", v.Region)
 	case v.Since.IsZero() || v.Until.IsZero() || !v.Since.Before(v.Until):
 		return errors.New("the time of the jobs is not bounded")
 	}

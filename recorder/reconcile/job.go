@@ -123,10 +123,9 @@ type jobKey struct{ project, id string }
 
 // list is the job list, indexed by id.
 type list struct {
-	max      int
-	jobs     []*job
-	byKey    map[jobKey][]*job // of several locations
-	children int
+	max   int
+	jobs  []*job
+	byKey map[jobKey][]*job // of several locations
 }
 
 func newList(limit int) *list { return &list{max: limit, byKey: map[jobKey][]*job{}} }

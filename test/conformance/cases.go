@@ -43,4 +43,7 @@ var Cases = []Case{
 	{"gcs-retention", "Objects in a bucket's retention can be neither deleted nor replaced: 403 retentionPolicyNotMet.", "recorder/vault/gcs (Init)", "the vault is not write-once"},
 	{"gcs-bucket", "A bucket made with the properties of vault init has them, and vault check finds nothing wrong.", "recorder/vault/gcs (Init, Check)", "vault check names the property"},
 	{"gcs-list-order", "Names are listed in byte order, right after they were written.", "recorder/vault/gcs (List)", "verify finds segments out of order"},
+	{"jobs-view", "INFORMATION_SCHEMA.JOBS_BY_PROJECT holds a query's job within minutes, with the text byte for byte, the labels, and job ids as jobs.query gives them.", "recorder/reconcile", "reconcile reports sql_differs, labels_differ or no_job for jobs that are on record"},
+	{"jobs-view-failed", "A jobs.query that BigQuery answers with an error at run time leaves a job in JOBS_BY_PROJECT with the labels and the text.", "recorder/reconcile", "nothing: an error without a job is no finding"},
+	{"jobs-view-children", "JOBS_BY_PROJECT holds a script's statements with parent_job_id naming the script's job, and no dry runs.", "recorder/reconcile", "reconcile reports no_record for statements of scripts, or for dry runs"},
 }

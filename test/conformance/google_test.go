@@ -21,6 +21,7 @@ import (
 
 	"verbatim.dev/extproc/bigquery"
 	"verbatim.dev/extproc/credential"
+	"verbatim.dev/recorder/reconcile"
 	"verbatim.dev/recorder/record"
 	"verbatim.dev/recorder/vault"
 	"verbatim.dev/recorder/vault/gcs"
@@ -318,6 +319,47 @@ var tests = map[string]func(t *testing.T){
 			t.Errorf("facts %+v", f)
 		}
 	},
+	"jobs-view": func(t *testing.T) {
+		g := real(t)
+		sql := "SELECT /* " + unique() + " ä \t */ 1 \n"
+		id, loc := g.job(g.query(map[string]any{"query": sql, "useLegacySql": false, "labels": map[string]string{"verbatim_session": longLabel}}))
+		j := g.listed(loc, id)
+		if j.SQL == nil {
+			t.Fatalf("the job %+v has no SQL", j)
+		}
+		if *j.SQL != sql || j.Labels["verbatim_session"] != longLabel || j.Account == "" || j.Type != "QUERY" {
+			t.Errorf("the job %+v, its SQL %q; want %q", j, *j.SQL, sql)
+		}
+	},
+	"jobs-view-failed": func(t *testing.T) {
+		g := real(t)
+		sql := "SELECT ERROR('" + unique() + "')"
+		if a := g.query(map[string]any{"query": sql, "useLegacySql": false, "labels": map[string]string{"verbatim_session": longLabel}}); a.status < 400 {
+			t.Fatalf("status %d: %.300s", a.status, a.body)
+		}
+		j := g.listedBy(env(t, "CONFORMANCE_REGION", "the region of the project's queries, such as us"), func(j *reconcile.Job) bool { return j.SQL != nil && *j.SQL == sql })
+		if j.Labels["verbatim_session"] != longLabel {
+			t.Errorf("the job %+v", j)
+		}
+	},
+	"jobs-view-children": func(t *testing.T) {
+		g := real(t)
+		dry := "SELECT /* " + unique() + " */ 2"
+		if a := g.query(map[string]any{"query": dry, "useLegacySql": false, "dryRun": true}); a.status != 200 {
+			t.Fatalf("status %d: %.300s", a.status, a.body)
+		}
+		id, loc := g.job(g.query(map[string]any{"query": "BEGIN SELECT 1; SELECT 2; END", "useLegacySql": false}))
+		children := 0
+		g.listedBy(loc, func(j *reconcile.Job) bool {
+			if j.SQL != nil && *j.SQL == dry {
+				t.Errorf("a dry run is listed: %+v", j)
+			}
+			if j.Parent == id {
+				children++
+			}
+			return children == 2
+		})
+	},
 	"adc-token": func(t *testing.T) { real(t) },
 	"impersonation": func(t *testing.T) {
 		target := env(t, "CONFORMANCE_TARGET", "a service account that the caller may impersonate")
@@ -397,6 +439,46 @@ var tests = map[string]func(t *testing.T){
 			t.Errorf("listed %v", got)
 		}
 	},
+}
+
+// listed waits until the jobs view holds a job.
+func (g *google) listed(region, id string) *reconcile.Job {
+	g.t.Helper()
+	return g.listedBy(region, func(j *reconcile.Job) bool { return j.ID == id })
+}
+
+// listedBy asks BigQuery for its list, as reconcile does, until it holds what
+// is wanted.
+func (g *google) listedBy(region string, wanted func(*reconcile.Job) bool) *reconcile.Job {
+	g.t.Helper()
+	since := time.Now().Add(-10 * time.Minute)
+	for range 20 {
+		source, err := reconcile.BigQuery(reconcile.BigQueryConfig{View: reconcile.JobsView{Project: g.project, Region: region, Since: since, Until: time.Now().Add(time.Minute)}})
+		if err != nil {
+			g.t.Fatal(err)
+		}
+		var found *reconcile.Job
+		err = source(g.t.Context(), func(n int64, b []byte) error {
+			e, err := reconcile.ParseEntry(b)
+			if err != nil {
+				g.t.Errorf("row %d is not understood: %v: %s", n, err, b)
+				return nil
+			}
+			if found == nil && wanted(e.Job) {
+				found = e.Job
+			}
+			return nil
+		})
+		if err != nil {
+			g.t.Fatal(err)
+		}
+		if found != nil {
+			return found
+		}
+		time.Sleep(15 * time.Second)
+	}
+	g.t.Fatal("the list does not come to hold the job")
+	return nil
 }
 
 // load is a load job's JSON, into a table of its own.
