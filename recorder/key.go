@@ -6,8 +6,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
+	"time"
 
 	"golang.org/x/mod/sumdb/note"
 
@@ -16,10 +20,16 @@ import (
 
 const keyHelp = `
 Usage: recorder key new --out DIR [--name NAME]
+       recorder key show --dir DIR
+       recorder key rotate --dir DIR [--tenant]
+       recorder key retire --dir DIR KEY [--at TIME]
+       recorder key fingerprint FILE|KEY
+       recorder key accept --trust FILE NEWER
 
-Makes a deployment's two pairs of keys.
-
-The tenant's keyset (HPKE with X25519, HKDF-SHA256, AES-256-GCM), which records are
+new makes a tenant's keyset. A gateway seals what it records with data keys, and
+wraps these to the tenant's public key; the private one opens them. X25519 and
+AES-256-GCM (HPKE, RFC 9180). It writes what a gateway needs to seal and sign, and
+what auditors need to read and verify. The tenant's keyset, to which the records are
 sealed to:
 
   DIR/tenant.json      the private keyset: who has it can read everything recorded.
@@ -30,12 +40,31 @@ sealed to:
 The deployment's key (Ed25519), which certifies the key of each gateway's epoch:
 
   DIR/deployment.key   the signing key: for the gateways, as sealing.key.
-  DIR/deployment.pub   the public part: what auditors trust (recorder verify --trust).
+  DIR/deployment.pub   the trust file: what auditors trust (recorder verify --trust).
 
-Files that are there already are never replaced.
+Files that are there already are never replaced by new.
 
-Example:
+rotate makes a new deployment key. The old one signs for it in deployment.pub, and is
+then gone from deployment.key: hand both files out, restart the gateways, and retire
+the old key when the last gateway has restarted. With --tenant it adds a new key to
+the tenant's keyset, to which gateways wrap after their next start; the older keys stay
+in tenant.json and open what they have sealed.
+
+retire ends a deployment key: what it certified before TIME (default: now) verifies,
+what it certifies afterwards does not. KEY is its fingerprint, name or hash, as show
+prints it. The note is signed with deployment.key.
+
+fingerprint prints a short form of each key, to compare over the telephone.
+
+accept takes over what a newer deployment.pub adds to a trust file: only what keys that
+are trusted already have signed for.
+
+Examples:
   recorder key new --out ./keys
+  recorder key rotate --dir ./keys
+  recorder key retire --dir ./keys deployment+1b5ea4a3
+  recorder key fingerprint ./keys/deployment.pub
+  recorder key accept --trust my-deployment.pub downloaded/deployment.pub
 `
 
 const (
@@ -47,23 +76,79 @@ const (
 
 func keyCommand(_ context.Context, args []string, stdout, _ io.Writer) error {
 	f := newFlags("key", keyHelp)
-	out := f.String("out", "", "the folder `DIR` for the files; made where it is missing")
-	name := f.String("name", "deployment", "the `NAME` of the deployment's key, as verify shows it")
-	rest, err := f.parse(args, stdout, "the action (new)")
+	out := f.String("out", "", "new: the folder `DIR` for the files; made where it is missing")
+	name := f.String("name", "deployment", "new: the `NAME` of the deployment's key, as verify shows it")
+	dir := f.String("dir", "", "show, rotate, retire: the folder `DIR` with the files that new made")
+	tenant := f.Bool("tenant", false, "rotate: the tenant's keyset instead of the deployment's key")
+	at := f.String("at", "", "retire: from this `TIME` on (default: now)")
+	trust := f.String("trust", "", "accept: the trust `FILE` to add to")
+	verbs := map[string][]string{"new": nil, "show": nil, "rotate": nil, "retire": {"the KEY"}, "fingerprint": {"FILE or KEY"}, "accept": {"the NEWER file"}}
+	verb, rest := "", args
+	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+		verb, rest = args[0], args[1:]
+	}
+	names, known := verbs[verb]
+	if !known {
+		if verb == "" {
+			names = []string{"the action (new, show, rotate, retire, fingerprint or accept)"}
+		}
+		if _, err := f.parse(rest, stdout, names...); errors.Is(err, errHelp) || verb == "" {
+			return err
+		}
+		return &usageError{fmt.Sprintf("key: unknown action %q", verb), suggest(verb, slices.Sorted(maps.Keys(verbs)), "recorder key ", f.see())}
+	}
+	rest, err := f.parse(rest, stdout, names...)
 	if err != nil {
 		return err
 	}
-	if rest[0] != "new" {
-		return &usageError{fmt.Sprintf("key: unknown action %q", rest[0]), "the only one is: recorder key new --out DIR"}
+	need := func(flag, value string) error {
+		if value == "" {
+			return &usageError{fmt.Sprintf("key %s: where?", verb), "give --" + flag}
+		}
+		return nil
 	}
-	if *out == "" {
-		return &usageError{"key new: where to?", "give --out DIR"}
+	switch verb {
+	case "new":
+		if *out == "" {
+			return &usageError{"key new: where to?", "give --out DIR"}
+		}
+		if err = newKeys(*out, *name); err == nil {
+			_, err = fmt.Fprintf(stdout, "%s (private, keep it secret and keep a backup)\n%s (public, for the gateways)\n%s (secret, for the gateways)\n%s (public, for auditors)\n",
+				filepath.Join(*out, privateFile), filepath.Join(*out, publicFile), filepath.Join(*out, signingFile), filepath.Join(*out, trustFile))
+		}
+	case "show":
+		if err = need("dir DIR", *dir); err == nil {
+			err = showKeys(*dir, stdout)
+		}
+	case "rotate":
+		rotate := rotateDeployment
+		if *tenant {
+			rotate = rotateTenant
+		}
+		if err = need("dir DIR", *dir); err == nil {
+			err = rotate(*dir, time.Now(), stdout)
+		}
+	case "retire":
+		from := time.Now()
+		if *at != "" {
+			if from, err = parseTime(*at, from); err != nil {
+				return &usageError{fmt.Sprintf("key retire: --at: %v", err), f.see()}
+			}
+		}
+		if err = need("dir DIR", *dir); err == nil {
+			err = retireKey(*dir, rest[0], from, stdout)
+		}
+	case "fingerprint":
+		err = fingerprints(rest[0], stdout)
+	case "accept":
+		if err = need("trust FILE", *trust); err == nil {
+			err = acceptKeys(*trust, rest[0], stdout)
+		}
 	}
-	if err := newKeys(*out, *name); err != nil {
-		return fmt.Errorf("key new: %w", err)
+	var usage *usageError
+	if err != nil && !errors.As(err, &usage) {
+		err = fmt.Errorf("key %s: %w", verb, err)
 	}
-	_, err = fmt.Fprintf(stdout, "%s (private, keep it secret and keep a backup)\n%s (public, for the gateways)\n%s (secret, for the gateways)\n%s (public, for auditors)\n",
-		filepath.Join(*out, privateFile), filepath.Join(*out, publicFile), filepath.Join(*out, signingFile), filepath.Join(*out, trustFile))
 	return err
 }
 

@@ -46,7 +46,7 @@ func commands() []command {
 		{"hold", "keep records beyond their retention", holdCommand},
 		{"expire", "delete what is past its retention", expireCommand},
 		{"reconcile", "hold the records against BigQuery's own list of jobs", reconcileCommand},
-		{"key", "make a tenant's keyset", keyCommand},
+		{"key", "make, rotate, retire and compare keys", keyCommand},
 		{"version", "print the version", versionCommand},
 	}
 }

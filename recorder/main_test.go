@@ -43,6 +43,10 @@ func TestScripts(t *testing.T) {
 				compare(ts, filepath.Join(golden, args[0]), mask(ts.ReadFile("stdout"), ts.Getenv("WORK")))
 			},
 			"flip": flip,
+			"oldest": func(ts *testscript.TestScript, neg bool, args []string) {
+				key, _, _ := strings.Cut(ts.ReadFile(args[0]+"/deployment.pub"), "\n")
+				ts.Setenv("OLDEST", record.Fingerprint(key))
+			},
 			"bucket": func(ts *testscript.TestScript, neg bool, args []string) {
 				ts.Setenv("STORAGE_EMULATOR_HOST", gcstest.New(t).URL)
 			},

@@ -298,6 +298,27 @@ func NewTenant() (*keyset.Handle, error) {
 	return h, nil
 }
 
+// RotateTenant returns the private keyset with a fresh key as its primary. The
+// older keys stay in it, and open what was wrapped to them.
+func RotateTenant(private *keyset.Handle) (*keyset.Handle, error) {
+	if _, err := hybrid.NewHybridDecrypt(private); err != nil {
+		return nil, fmt.Errorf("tenant keyset: no private keyset for hybrid encryption: %w", err)
+	}
+	m := keyset.NewManagerFromHandle(private)
+	id, err := m.Add(hybrid.DHKEM_X25519_HKDF_SHA256_HKDF_SHA256_AES_256_GCM_Key_Template())
+	if err == nil {
+		err = m.SetPrimary(id)
+	}
+	var h *keyset.Handle
+	if err == nil {
+		h, err = m.Handle()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("tenant keyset: %w", err)
+	}
+	return h, nil
+}
+
 // MarshalTenant returns the keyset as JSON: with private, the whole keyset in
 // clear, to be kept like a password; without, the public part for gateways.
 func MarshalTenant(h *keyset.Handle, private bool) ([]byte, error) {
