@@ -64,6 +64,7 @@ func (c *verifier) own(e *epoch, f *record.Frame, at place) error {
 			if open.Gateway != e.gateway {
 				c.find(KindWrong, at, "the open record is gateway %q's", open.Gateway)
 			}
+			c.openRecord(e, &open, at)
 		}
 	case record.KindHeartbeat:
 		e.live = true
@@ -217,7 +218,7 @@ func (c *verifier) close(id record.ID, at place, final bool) {
 	switch {
 	case !final && (e == nil || id.Sequence >= e.next):
 		c.closers[id] = at
-	case e == nil && c.gone[id.Epoch]:
+	case e == nil && c.gone[id.Epoch] >= id.Sequence:
 	case e == nil:
 		c.find(ExchangeWrong, at, "the outcome closes exchange %s, whose epoch is not in the vault", id)
 	case e.open[id.Sequence] != nil:

@@ -218,14 +218,14 @@ func (c *verifier) vanished(next map[record.Epoch]*epoch) error {
 			}
 			continue
 		}
-		if c.gone[id] {
+		if _, ok := c.gone[id]; ok {
 			continue
 		}
-		c.gone[id] = true
 		old := &epoch{id: id, gateway: gateway, next: 1, head: record.NewChain(id, gateway), known: true}
 		if err := c.expired(old, math.MaxUint64, time.Time{}); err != nil {
 			return err
 		}
+		c.gone[id] = old.next - 1
 	}
 	return nil
 }
@@ -246,7 +246,7 @@ func (e *epoch) pass(last uint64, head record.ChainHead, known bool) {
 	} else {
 		e.passed = append(e.passed, span{e.next, last})
 	}
-	e.next, e.head, e.known, e.gone = last+1, head, known, true
+	e.next, e.head, e.known, e.gone, e.whole = last+1, head, known, true, false
 	e.open = map[uint64]*exchange{}
 }
 

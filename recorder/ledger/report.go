@@ -30,6 +30,37 @@ const (
 	TailLost        Code = "tail_lost"        // an epoch ended neither in order nor by the citation of the next
 	ExpiryWrong     Code = "expiry_wrong"     // an expiry note does not fit what is there, or speaks of what has not expired
 	ExchangeUnended Code = "exchange_unended" // an exchange that a crash cut off was never closed by a later epoch
+
+	SignatureWrong     Code = "signature_wrong"     // a checkpoint is not signed with its epoch's key
+	RootWrong          Code = "root_wrong"          // a checkpoint's Merkle root is not the one that the records give
+	OriginWrong        Code = "origin_wrong"        // a checkpoint is about another gateway or epoch
+	SignerWrong        Code = "signer_wrong"        // an epoch's first record names no usable key
+	CertificateMissing Code = "certificate_missing" // an epoch's key has no certificate, and trust was given
+	CertificateWrong   Code = "certificate_wrong"   // no trusted key certified an epoch's key
+	RolledBack         Code = "rolled_back"         // the vault ends before a checkpoint that was kept elsewhere
+	Forked             Code = "forked"              // the vault is not the one that a kept checkpoint is about
+	Omitted            Code = "omitted"             // a signed receipt has no record
+	Replaced           Code = "replaced"            // a signed receipt's record is another one
+	ReceiptForged      Code = "receipt_forged"      // a receipt is not signed with its epoch's key
+	ReceiptUnproven    Code = "receipt_unproven"    // nothing in the vault can tell whether a receipt is right
+	GatewaySilent      Code = "gateway_silent"      // a gateway was silent for longer than the register allows
+	GatewayUnknown     Code = "gateway_unknown"     // a gateway is not in the register
+	KeyExpired         Code = "key_expired"         // an epoch's key went with its first record; a notice
+	ClockStep          Code = "clock_step"          // a gateway's clock was set back; a notice
+)
+
+// Verdict says how what was read stands.
+type Verdict string
+
+// The verdicts.
+const (
+	// Complete: every gateway ended in order, and nothing is missing.
+	Complete Verdict = "complete"
+	// Pending: nothing is wrong, and more may come: a gateway runs, or crashed
+	// and has not come back, or its sink is behind.
+	Pending Verdict = "pending"
+	// Tampered: something is wrong that no crash leaves behind.
+	Tampered Verdict = "tampered"
 )
 
 // Finding is one thing that is wrong. Sequence and Offset are 0 where the
@@ -51,6 +82,8 @@ func (f Finding) String() string {
 	switch {
 	case f.Segment != "":
 		fmt.Fprintf(&b, "%s: ", f.Segment)
+	case f.Epoch != "" && f.Gateway == "":
+		fmt.Fprintf(&b, "epoch %s: ", f.Epoch)
 	case f.Epoch != "":
 		fmt.Fprintf(&b, "epoch %s of gateway %s: ", f.Epoch, f.Gateway)
 	}
@@ -69,10 +102,22 @@ func (f Finding) String() string {
 
 // Report is the result of a verification.
 type Report struct {
-	Sound    bool  `json:"sound"`
-	Segments int64 `json:"segments"`
-	Records  int64 `json:"records"`
-	Bytes    int64 `json:"bytes"` // of segment files
+	Sound   bool    `json:"sound"`
+	Verdict Verdict `json:"verdict"`
+	// Anchored is true where the verifier gave deployment keys to trust: Trust
+	// has their names. Without them whoever may write the whole vault can have
+	// made all of it, keys included.
+	Anchored bool     `json:"anchored"`
+	Trust    []string `json:"trust,omitempty"`
+	// Certified counts epochs whose key a trusted key certified, Checkpoints
+	// the signatures that were checked, Kept the heads from elsewhere that the
+	// vault was held against.
+	Certified   int   `json:"certified_epochs"`
+	Checkpoints int64 `json:"checkpoints"`
+	Kept        int   `json:"kept_checkpoints"`
+	Segments    int64 `json:"segments"`
+	Records     int64 `json:"records"`
+	Bytes       int64 `json:"bytes"` // of segment files
 	// Exchanges counts by how they stand.
 	Exchanges Exchanges `json:"exchanges"`
 	// Opened is true where the sealed bodies were opened and the outcomes'
@@ -90,7 +135,15 @@ type Report struct {
 	// Complete is the time up to which every gateway's records are here, as far
 	// as the vault itself can show: the earliest of the gateways that are not
 	// closed, and with all closed the latest. Zero for an empty vault.
+	// What came later is unproven.
 	Complete time.Time `json:"complete_until,omitzero"`
+	// Heads are the epochs' last checkpoints, in the order of the segments: to
+	// be kept elsewhere, for [Options].Checkpoints of a later verification.
+	Heads []Head `json:"heads,omitempty"`
+	// Receipts are in the order in which they were given.
+	Receipts []ReceiptResult `json:"receipts,omitempty"`
+	// Notices are no sign of tampering, but worth to be known.
+	Notices []Finding `json:"notices,omitempty"`
 	// Findings are in the order in which they were found.
 	Findings []Finding `json:"findings,omitempty"`
 	// More counts findings that Findings had no place for.
@@ -148,8 +201,11 @@ type Gateway struct {
 	Records  uint64 `json:"records"`
 	Last     string `json:"last_epoch"`
 	Sequence uint64 `json:"last_sequence"`
-	Head     string `json:"head"` // hex: keep it elsewhere to hold a later verification against
+	Head     string `json:"head"` // hex, of the last epoch's chain
 	// Complete is the time of the last record that a checkpoint confirmed.
 	Complete time.Time `json:"complete_until"`
 	Closed   bool      `json:"closed"` // the last epoch ended in order
+	Verdict  Verdict   `json:"verdict"`
+
+	pending int
 }

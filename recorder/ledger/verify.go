@@ -3,6 +3,7 @@ package ledger
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -28,6 +29,15 @@ type Options struct {
 	// Keys, where set, opens the sealed bodies, so that they can be compared
 	// with what the outcomes say of them.
 	Keys Opener
+	// Trust, where set, are the deployment keys that must have certified each
+	// epoch's key. Without it the vault vouches for itself.
+	Trust *Trust
+	// Checkpoints are heads that were kept elsewhere: the vault must extend them.
+	Checkpoints []Head
+	// Receipts must have their records in the vault.
+	Receipts []record.Receipt
+	// Gateways, where not nil, are those that must be there, and no others.
+	Gateways []Expected
 	// Findings is how many findings the report keeps, 100 where it is 0.
 	Findings int
 	// Retention is the longest retention of any class, as the verifier knows
@@ -50,11 +60,10 @@ func Verify(ctx context.Context, v Vault, o Options) (*Report, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	c := &verifier{
-		now: o.Now(), gone: map[record.Epoch]bool{},
-		ctx: ctx, vault: v, options: o, report: &Report{Opened: o.Keys != nil},
-		epochs: map[record.Epoch]*epoch{}, closers: map[record.ID]place{}, keys: newSeen(),
-	}
+	c := newVerifier(ctx, v, o)
+	defer c.stop()
+	c.anchors(o.Checkpoints)
+	c.receipts(o.Receipts)
 	for path, err := range v.List(ctx, vault.SegmentsPrefix) {
 		if err != nil {
 			return nil, fmt.Errorf("verify: list the vault's segments: %w", err)
@@ -67,8 +76,63 @@ func Verify(ctx context.Context, v Vault, o Options) (*Report, error) {
 	if err := c.finish(); err != nil {
 		return nil, fmt.Errorf("verify: %w", err)
 	}
-	c.report.Sound = len(c.report.Findings) == 0
+	c.stop()
+	c.settle()
 	return c.report, nil
+}
+
+func newVerifier(ctx context.Context, v Vault, o Options) *verifier {
+	c := &verifier{
+		now: o.Now(), gone: map[record.Epoch]uint64{},
+		ctx: ctx, vault: v, options: o, report: &Report{Opened: o.Keys != nil, Anchored: o.Trust != nil},
+		epochs: map[record.Epoch]*epoch{}, closers: map[record.ID]place{}, keys: newSeen(), cited: map[record.Epoch]bool{},
+		signatures: newSignatures(o.Findings),
+	}
+	if o.Trust != nil {
+		c.report.Trust = o.Trust.Names()
+	}
+	return c
+}
+
+// stop ends the workers. It may be called twice.
+func (c *verifier) stop() {
+	if !c.stopped {
+		c.stopped = true
+		c.signatures.close()
+	}
+}
+
+// settle puts the findings in order and says what they come to.
+func (c *verifier) settle() {
+	all := slices.AppendSeq(c.found, maps.Values(c.signatures.wrong))
+	c.report.More += c.signatures.more
+	slices.SortStableFunc(all, func(a, b ordered) int { return cmp.Compare(a.order, b.order) })
+	if n := len(all) - c.options.Findings; n > 0 {
+		c.report.More += int64(n)
+		all = all[:c.options.Findings]
+	}
+	tampered := map[string]bool{}
+	for _, f := range all {
+		c.report.Findings = append(c.report.Findings, f.Finding)
+		tampered[f.Gateway] = true
+	}
+	r := c.report
+	r.Sound = len(r.Findings) == 0
+	r.Verdict = Complete
+	for i := range r.Gateways {
+		g := &r.Gateways[i]
+		switch {
+		case tampered[g.Name]:
+			g.Verdict = Tampered
+		case !g.Closed || g.pending > 0:
+			g.Verdict, r.Verdict = Pending, Pending
+		default:
+			g.Verdict = Complete
+		}
+	}
+	if !r.Sound {
+		r.Verdict = Tampered
+	}
 }
 
 type verifier struct {
@@ -78,16 +142,26 @@ type verifier struct {
 	report  *Report
 
 	epochs map[record.Epoch]*epoch
-	order  []*epoch // as they appeared
+	listed []*epoch // as they appeared
 	// closers are the recovery's outcomes that name an exchange of an epoch
 	// that has not appeared yet.
 	closers map[record.ID]place
 	keys    *seen
 	now     time.Time
-	// gone are epochs of which nothing is left, for all of it has expired.
-	gone map[record.Epoch]bool
+	// gone are epochs of which nothing is left, with the last record that is
+	// known to have expired.
+	gone map[record.Epoch]uint64
 	// group are the names of the range that was listed last.
 	group group
+
+	kept   map[record.Epoch][]*anchor
+	wanted map[record.Epoch][]*wanted
+	cited  map[record.Epoch]bool // as the one before another
+
+	found      []ordered
+	order      int64
+	signatures *signatures
+	stopped    bool
 }
 
 // place is where a record lies.
@@ -99,15 +173,28 @@ type place struct {
 
 // epoch is what is kept of an epoch while others are read.
 type epoch struct {
-	id      record.Epoch
-	gateway string
-	first   Name
-	last    Name
-	next    uint64
-	head    record.ChainHead
-	known   bool // head is the chain's after next-1
-	open    map[uint64]*exchange
-	opened  *record.Open // nil until the open record is read
+	id       record.Epoch
+	gateway  string
+	first    Name
+	last     Name
+	next     uint64
+	head     record.ChainHead
+	known    bool // head is the chain's after next-1
+	tree     record.Tree
+	whole    bool // tree has every record before next
+	rootless bool // a checkpoint's root was wrong
+	keyless  bool // that the key has expired was said
+	// verifier is the epoch's key, nil until the open record is read.
+	verifier *record.Verifier
+	// statement is that of the last checkpoint that fits, signed its note.
+	statement record.Statement
+	signed    []byte
+	stated    time.Time // of the last checkpoint
+	kept      []*anchor // not reached yet, by size
+	wanted    []*wanted
+	quiet     time.Duration // how long it may be silent, 0: not judged
+	open      map[uint64]*exchange
+	opened    *record.Open // nil until the open record is read
 	// damaged: something was wrong or missing on the way, so that exchanges
 	// and the end can no longer be judged.
 	damaged bool
@@ -128,7 +215,7 @@ type epoch struct {
 }
 
 func (e *epoch) damage() {
-	e.damaged, e.known = true, false
+	e.damaged, e.known, e.whole = true, false, false
 	e.open = map[uint64]*exchange{}
 }
 
@@ -138,7 +225,7 @@ func (e *epoch) skip(n Name) {
 	e.next = n.Last + 1
 }
 
-func (c *verifier) find(code Code, p place, format string, args ...any) {
+func (c *verifier) finding(code Code, p place, format string, args ...any) Finding {
 	f := Finding{
 		Code: code, Segment: p.name.Path, Gateway: p.name.Gateway, Sequence: p.seq, Offset: p.offset,
 		Message: fmt.Sprintf(format, args...),
@@ -146,11 +233,31 @@ func (c *verifier) find(code Code, p place, format string, args ...any) {
 	if p.name.Epoch != (record.Epoch{}) {
 		f.Epoch = p.name.Epoch.String()
 	}
-	if len(c.report.Findings) >= c.options.Findings {
+	return f
+}
+
+func (c *verifier) find(code Code, p place, format string, args ...any) {
+	if len(c.found) >= c.options.Findings {
 		c.report.More++
 		return
 	}
-	c.report.Findings = append(c.report.Findings, f)
+	c.order++
+	c.found = append(c.found, ordered{c.finding(code, p, format, args...), c.order})
+}
+
+// notice reports what is no sign of tampering, but worth to be known.
+func (c *verifier) notice(code Code, p place, format string, args ...any) {
+	if len(c.report.Notices) < c.options.Findings {
+		c.report.Notices = append(c.report.Notices, c.finding(code, p, format, args...))
+	}
+}
+
+func segmentOf(gateway string, e record.Epoch) vault.Segment {
+	return vault.Segment{Gateway: gateway, Epoch: e}
+}
+
+func sortedEpochs[T any](m map[record.Epoch]T) []record.Epoch {
+	return slices.SortedFunc(maps.Keys(m), func(a, b record.Epoch) int { return slices.Compare(a[:], b[:]) })
 }
 
 func (c *verifier) file(path string) error {
@@ -161,9 +268,8 @@ func (c *verifier) file(path string) error {
 	}
 	e := c.epochs[n.Epoch]
 	if e == nil {
-		e = &epoch{id: n.Epoch, gateway: n.Gateway, first: n, next: 1, head: record.NewChain(n.Epoch, n.Gateway), known: true, open: map[uint64]*exchange{}}
-		c.epochs[n.Epoch] = e
-		c.order = append(c.order, e)
+		e = c.epoch(n)
+		c.listed = append(c.listed, e)
 	}
 	if n.Gateway != e.gateway {
 		c.find(NameWrong, place{name: n}, "the epoch is gateway %s's, not %s's", e.gateway, n.Gateway)
@@ -181,6 +287,20 @@ func (c *verifier) file(path string) error {
 		}
 	}
 	return c.segment(e, n)
+}
+
+func (c *verifier) epoch(n Name) *epoch {
+	e := &epoch{
+		id: n.Epoch, gateway: n.Gateway, first: n, next: 1, head: record.NewChain(n.Epoch, n.Gateway), known: true, whole: true,
+		open: map[uint64]*exchange{}, kept: c.kept[n.Epoch], wanted: c.wanted[n.Epoch],
+	}
+	for _, x := range c.options.Gateways {
+		if x.Name == n.Gateway {
+			e.quiet = x.Silence
+		}
+	}
+	c.epochs[n.Epoch] = e
+	return e
 }
 
 // again lists once more where the epoch's next segments should be, up to the
@@ -330,7 +450,7 @@ func (c *verifier) frames(e *epoch, n Name, s *Segment) (bool, error) {
 			c.find(EndWrong, place{n, f.Sequence, at}, "a %s record follows the cut checkpoint that ends the segment", f.Kind)
 			return false, nil
 		case f.Kind == record.KindCheckpoint:
-			head, err := record.CheckpointHead(&f)
+			s, err := record.Stated(&f)
 			here.seq = f.Sequence
 			switch {
 			case err != nil:
@@ -339,13 +459,14 @@ func (c *verifier) frames(e *epoch, n Name, s *Segment) (bool, error) {
 			case f.Sequence != e.next-1:
 				c.find(SequenceWrong, here, "a checkpoint for record %d stands after record %d", f.Sequence, e.next-1)
 				return false, nil
-			case head != e.head:
-				c.find(ChainWrong, here, "the checkpoint states the head %x, the records give %x: one of the records %d to %d, or the checkpoint, is not the one that was written", head, e.head, confirmed+1, e.next-1)
+			case s.Head != e.head:
+				c.find(ChainWrong, here, "the checkpoint states the head %x, the records give %x: one of the records %d to %d, or the checkpoint, is not the one that was written", s.Head, e.head, confirmed+1, e.next-1)
 				return false, nil
 			}
 			if !canonical(&f) {
 				c.find(ChainWrong, here, "the checkpoint has fields set that a checkpoint does not have, and no digest covers them")
 			}
+			c.checkpoint(e, &f, s, here)
 			// The record's time, which the chain covers, not the checkpoint's.
 			confirmed, e.complete = f.Sequence, e.time
 			cut = f.Flags&record.FlagCut != 0
@@ -366,17 +487,24 @@ func (c *verifier) frames(e *epoch, n Name, s *Segment) (bool, error) {
 			if f.Time.Before(e.time) {
 				c.find(TimeWrong, here, "the record's time is %s, the record before has %s: an epoch's time never goes back", f.Time.Format(time.RFC3339Nano), e.time.Format(time.RFC3339Nano))
 			}
+			c.silence(e, &f, here)
 			e.time = f.Time
 			if e.began.IsZero() {
 				e.began = f.Time
 			}
 			e.next++
-			if f.Kind == vault.KindAbsent {
-				e.head = e.head.Next([len(e.head)]byte(f.Body))
+			absence := f.Kind == vault.KindAbsent
+			var leaf [sha256.Size]byte
+			if absence {
+				leaf = [sha256.Size]byte(f.Body)
+			} else {
+				leaf = f.Leaf()
+			}
+			c.hash(e, &f, leaf, here)
+			if absence {
 				c.absence(e, n, &f, absent)
 				continue
 			}
-			e.head = e.head.Next(f.Leaf())
 			e.records++
 			c.report.Records++
 			if s.Path() == n.Path {
@@ -404,15 +532,15 @@ func canonical(f *record.Frame) bool {
 // finish judges what only the whole vault shows: how epochs follow each other.
 func (c *verifier) finish() error {
 	next := map[record.Epoch]*epoch{} // who cites whom
-	for i := 0; i < len(c.order); i++ {
-		if err := c.cites(c.order[i], next); err != nil {
+	for i := 0; i < len(c.listed); i++ {
+		if err := c.cites(c.listed[i], next); err != nil {
 			return err
 		}
 	}
 	if err := c.vanished(next); err != nil {
 		return err
 	}
-	for _, e := range c.order {
+	for _, e := range c.listed {
 		for _, n := range e.strays {
 			if (n.First < e.next || next[e.id] != nil) && !e.outlived(n) {
 				c.find(FileUnknown, place{name: n}, "is a part of no segment")
@@ -423,14 +551,28 @@ func (c *verifier) finish() error {
 		c.close(id, p, true)
 	}
 	gateways := map[string][]*epoch{}
-	for _, e := range c.order {
+	for _, e := range c.listed {
 		gateways[e.gateway] = append(gateways[e.gateway], e)
 	}
 	for _, name := range slices.Sorted(maps.Keys(gateways)) {
-		c.gateway(name, succession(gateways[name], next), next)
+		gateways[name] = succession(gateways[name], next)
+		c.gateway(name, gateways[name], next)
 	}
 	c.complete()
+	c.finishAnchors()
+	c.finishReceipts()
+	c.register(gateways)
+	c.heads()
 	return nil
+}
+
+// heads lists what to keep elsewhere.
+func (c *verifier) heads() {
+	for _, e := range c.listed {
+		if e.signed != nil {
+			c.report.Heads = append(c.report.Heads, headOf(e.statement, e.signed))
+		}
+	}
 }
 
 // cites compares the end of the epoch that e's first record cites with what
@@ -453,7 +595,7 @@ func (c *verifier) cites(e *epoch, next map[record.Epoch]*epoch) error {
 			return err
 		}
 		if old.next > p.Sequence {
-			c.gone[id] = true
+			c.gone[id] = p.Sequence
 		} else if p.Sequence > 0 {
 			c.find(EpochWrong, here, "the epoch before, %s, with records up to %d, is not in the vault", id, p.Sequence)
 		}
@@ -464,6 +606,7 @@ func (c *verifier) cites(e *epoch, next map[record.Epoch]*epoch) error {
 		return nil
 	}
 	next[id] = e
+	c.cited[id] = true
 	if before.gateway != e.gateway {
 		c.find(EpochWrong, here, "the epoch before, %s, is gateway %s's", id, before.gateway)
 		return nil
@@ -490,10 +633,17 @@ func (c *verifier) cites(e *epoch, next map[record.Epoch]*epoch) error {
 	case !before.known:
 	case p.Head != hex.EncodeToString(before.head[:]):
 		c.find(EpochWrong, here, "cites the head %q of epoch %s at record %d, the vault's records give %x", p.Head, id, held, before.head)
+	case before.whole && p.Root != rootText(before.tree):
+		c.find(EpochWrong, here, "cites the root %q of epoch %s at record %d, the vault's records give %s", p.Root, id, held, rootText(before.tree))
 	case p.Closed != before.closed && !before.gone:
 		c.find(EpochWrong, here, "says that epoch %s was %s, the vault's records say %s", id, endText(p.Closed), endText(before.closed))
 	}
 	return nil
+}
+
+func rootText(t record.Tree) string {
+	root := t.Root()
+	return hex.EncodeToString(root[:])
 }
 
 func endText(closed bool) string {
@@ -571,6 +721,8 @@ func (c *verifier) gateway(name string, epochs []*epoch, next map[record.Epoch]*
 		}
 	}
 	c.report.Exchanges.Pending += int64(len(left))
+	g.pending = len(left)
+	c.clocks(epochs)
 	end := epochs[len(epochs)-1]
 	g.Last, g.Sequence, g.Head = end.id.String(), end.next-1, hex.EncodeToString(end.head[:])
 	g.Complete, g.Closed = end.complete, end.closed

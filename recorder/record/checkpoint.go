@@ -121,14 +121,7 @@ func Stated(f *Frame) (Statement, error) {
 	if f.Kind != KindCheckpoint {
 		return Statement{}, fmt.Errorf("a %s frame is no checkpoint", f.Kind)
 	}
-	if len(f.Body) > maxStatement {
-		return Statement{}, fmt.Errorf("checkpoint of %d bytes, at most %d are read", len(f.Body), maxStatement)
-	}
-	text, _, ok := strings.Cut(string(f.Body), "\n\n")
-	if !ok {
-		return Statement{}, errors.New("checkpoint: no signature follows its text")
-	}
-	s, err := parseText(text + "\n")
+	s, err := ParseStatement(f.Body)
 	if err != nil {
 		return Statement{}, err
 	}
@@ -136,6 +129,19 @@ func Stated(f *Frame) (Statement, error) {
 		return Statement{}, fmt.Errorf("checkpoint of %d records in a frame of sequence %d", s.Size, f.Sequence)
 	}
 	return s, nil
+}
+
+// ParseStatement reads a checkpoint's signed note, a checkpoint frame's body.
+// Its signature is not looked at.
+func ParseStatement(signed []byte) (Statement, error) {
+	if len(signed) > maxStatement {
+		return Statement{}, fmt.Errorf("checkpoint of %d bytes, at most %d are read", len(signed), maxStatement)
+	}
+	text, _, ok := strings.Cut(string(signed), "\n\n")
+	if !ok {
+		return Statement{}, errors.New("checkpoint: no signature follows its text")
+	}
+	return parseText(text + "\n")
 }
 
 // CheckpointHead returns the chain's head that a checkpoint frame states.
