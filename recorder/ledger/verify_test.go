@@ -45,8 +45,16 @@ func query(n int) ledgertest.Exchange {
 // sample is a vault with two gateways: gw-1 crashes with two exchanges open and
 // comes back, twice; gw-2 ends in order.
 func sample() *ledgertest.Vault {
+	v, _, _ := gateways()
+	return v
+}
+
+var deployment, deploymentKey = ledgertest.Deployment("deployment")
+
+func gateways() (*ledgertest.Vault, *ledgertest.Gateway, *ledgertest.Gateway) {
 	v := ledgertest.New()
 	g := ledgertest.NewGateway(v, "gw-1", public)
+	g.Deployment = deployment
 	g.Begin()
 	for i := range 4 {
 		g.Run(query(i))
@@ -72,18 +80,23 @@ func sample() *ledgertest.Vault {
 	g.Cut()
 
 	h := ledgertest.NewGateway(v, "gw-2", public)
+	h.Deployment = deployment
 	h.Begin()
 	h.Run(query(0))
 	m := query(1)
 	m.Metadata = true
 	h.Run(m)
 	h.Close()
-	return v
+	return v, g, h
 }
 
 func verify(t *testing.T, v ledger.Vault, private *keyset.Handle) *ledger.Report {
 	t.Helper()
-	o := ledger.Options{}
+	return verifyWith(t, v, private, ledger.Options{})
+}
+
+func verifyWith(t *testing.T, v ledger.Vault, private *keyset.Handle, o ledger.Options) *ledger.Report {
+	t.Helper()
 	if private != nil {
 		k, err := keyring.New(keyring.Config{Source: v, Tenant: private})
 		if err != nil {
@@ -147,8 +160,9 @@ func TestEveryPrefix(t *testing.T) {
 			delete(v.Files, name)
 		}
 		for _, keys := range []*keyset.Handle{nil, tenant} {
-			if r := verify(t, v, keys); !r.Sound {
-				t.Errorf("after %d segments: %s", n, r.Findings[0])
+			r := verifyWith(t, v, keys, ledger.Options{Trust: trust(t, deploymentKey)})
+			if !r.Sound || len(r.Notices) > 0 {
+				t.Errorf("after %d segments: %v, %v", n, r.Findings, r.Notices)
 			}
 		}
 	}

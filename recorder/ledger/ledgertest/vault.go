@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/tink-crypto/tink-go/v2/keyset"
+	"golang.org/x/mod/sumdb/note"
 
 	"verbatim.dev/recorder/record"
 	"verbatim.dev/recorder/vault"
@@ -111,6 +112,8 @@ type Gateway struct {
 	// expires last. Years is each class's retention, 1 where it is not there.
 	Longest string
 	Years   map[string]int
+	// Deployment certifies the epochs that begin; nil: none does.
+	Deployment note.Signer
 
 	tenant *keyset.Handle
 	random *rand.ChaCha8
@@ -121,6 +124,8 @@ type Gateway struct {
 	key    *record.EpochKey
 	end    *record.EpochEnd
 	open   map[uint64]string // exchanges without an outcome, with their class
+	// receipts are those of every exchange of every epoch.
+	receipts map[record.ID]record.Receipt
 
 	segment []record.Frame // since the last cut
 	first   uint64
@@ -132,7 +137,7 @@ type Gateway struct {
 func NewGateway(v *Vault, name string, tenant *keyset.Handle) *Gateway {
 	var seed [32]byte
 	copy(seed[:], name)
-	return &Gateway{Name: name, Now: Start, Vault: v, Class: "standard", tenant: tenant, random: rand.NewChaCha8(seed)}
+	return &Gateway{Name: name, Now: Start, Vault: v, Class: "standard", tenant: tenant, receipts: map[record.ID]record.Receipt{}, random: rand.NewChaCha8(seed)}
 }
 
 // Begin opens an epoch and closes what a crash left open.
@@ -151,7 +156,11 @@ func (g *Gateway) Begin() {
 	g.tree = record.Tree{}
 	g.next, g.head, g.open = 1, record.NewChain(g.Epoch, g.Name), map[uint64]string{}
 	g.segment, g.first, g.from = nil, 1, g.head
-	g.put(record.Draft{Kind: record.KindOpen, Body: body(record.Open{Gateway: g.Name, Version: "test", Opened: g.Now, Previous: g.end, Key: g.key.Public()})}, 0)
+	o := record.Open{Gateway: g.Name, Version: "test", Opened: g.Now, Previous: g.end, Key: g.key.Public()}
+	if g.Deployment != nil {
+		o.Certificate = must(record.Certificate{Gateway: g.Name, Epoch: g.Epoch, Key: o.Key, Opened: g.Now}.Certify(g.Deployment))
+	}
+	g.put(record.Draft{Kind: record.KindOpen, Body: body(o)}, 0)
 	for _, d := range left {
 		g.put(d, g.next)
 	}
@@ -210,6 +219,10 @@ func (g *Gateway) put(d record.Draft, exchange uint64) {
 	g.segment = append(g.segment, f)
 	g.head = g.head.Next(f.Leaf())
 	g.tree.Add(f.Leaf())
+	if exchange == g.next {
+		id := record.ID{Epoch: g.Epoch, Sequence: exchange}
+		g.receipts[id] = g.key.Receipt(id, f.Leaf())
+	}
 	g.next++
 }
 
@@ -285,6 +298,19 @@ func (g *Gateway) Close() {
 	g.Append(record.Draft{Kind: record.KindClose, Body: body(record.Close{Reason: "stop"})})
 	g.Crash()
 	g.end.Closed, g.end.Truncated = true, 0
+}
+
+// Receipt is what the caller of an exchange got.
+func (g *Gateway) Receipt(id record.ID) record.Receipt { return g.receipts[id] }
+
+// Key is the key of the present epoch.
+func (g *Gateway) Key() *record.EpochKey { return g.key }
+
+// Deployment makes a deployment's key, and its public part.
+func Deployment(name string) (note.Signer, string) {
+	secret, public, err := note.GenerateKey(nil, name)
+	check(err)
+	return must(note.NewSigner(secret)), public
 }
 
 // Forget makes recovery miss an exchange that is open.
