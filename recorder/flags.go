@@ -13,8 +13,10 @@ import (
 	"strings"
 
 	"github.com/tink-crypto/tink-go/v2/keyset"
+	"golang.org/x/mod/sumdb/note"
 
 	"verbatim.dev/recorder/keyring"
+	"verbatim.dev/recorder/ledger"
 	"verbatim.dev/recorder/record"
 	"verbatim.dev/recorder/vault/place"
 )
@@ -36,7 +38,8 @@ func newFlags(name, help string) *flags {
 }
 
 // parse reads the arguments; flags may stand before, between and behind the
-// others, of which it wants the given number and returns them.
+// others, of which it wants those named and returns them. The last may be left
+// out where its name ends with a question mark.
 func (f *flags) parse(args []string, stdout io.Writer, names ...string) ([]string, error) {
 	var rest []string
 	for {
@@ -56,7 +59,7 @@ func (f *flags) parse(args []string, stdout io.Writer, names ...string) ([]strin
 	switch {
 	case len(rest) > len(names):
 		return nil, &usageError{fmt.Sprintf("%s: unexpected argument %q", f.name, rest[len(names)]), f.see()}
-	case len(rest) < len(names):
+	case len(rest) < len(names) && !strings.HasSuffix(names[len(rest)], "?"):
 		return nil, &usageError{fmt.Sprintf("%s: %s is missing", f.name, names[len(rest)]), f.see()}
 	}
 	return rest, nil
@@ -142,6 +145,69 @@ func (f *flags) choice(name, value string, of ...string) error {
 	return &usageError{fmt.Sprintf("%s: --%s %q: want %s", f.name, name, value, strings.Join(of, " or ")), f.see()}
 }
 
+// texts is a flag that may be given several times.
+type texts []string
+
+func (t *texts) String() string { return "" }
+
+func (t *texts) Set(s string) error {
+	if strings.TrimSpace(s) == "" {
+		return errors.New("it is empty")
+	}
+	*t = append(*t, s)
+	return nil
+}
+
+// readSmall reads a file that a person or this program wrote.
+func readSmall(path string, most int64) ([]byte, error) {
+	r, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	b, err := io.ReadAll(io.LimitReader(r, most+1))
+	if err == nil && int64(len(b)) > most {
+		err = fmt.Errorf("%s: larger than %s", path, size(most))
+	}
+	return b, err
+}
+
+func (f *flags) trustFlag(t *texts) {
+	f.Var(t, "trust", "the deployment's public key: the `FILE` deployment.pub or the key itself; several allowed; else $VERBATIM_TRUST, else that of $VERBATIM_HOME/run.json")
+}
+
+// trust reads the deployment keys that the user trusts, nil where there are
+// none. That of run.json goes only with the vault of run.json.
+func (f *flags) trust(t texts, vault string) (*ledger.Trust, error) {
+	if env := os.Getenv("VERBATIM_TRUST"); len(t) == 0 && env != "" {
+		t = texts{env}
+	}
+	if len(t) == 0 {
+		run, _, err := runJSON()
+		if err != nil || run.Trust == "" || vault == "" || !sameFile(vault, run.Vault) {
+			return nil, nil //nolint:nilerr // a broken run.json vouches for nothing
+		}
+		t = texts{run.Trust}
+	}
+	var keys []string
+	for _, key := range t {
+		if _, err := note.NewVerifier(strings.TrimSpace(key)); err == nil {
+			keys = append(keys, key)
+			continue
+		}
+		b, err := readSmall(key, 1<<20)
+		if err != nil {
+			return nil, &usageError{fmt.Sprintf("%s: --trust: %v", f.name, err), "give the file deployment.pub that \"recorder key new\" wrote, or the key in it: NAME+HASH+KEY"}
+		}
+		keys = append(keys, string(b))
+	}
+	out, err := ledger.ParseTrust(strings.Join(keys, "\n"))
+	if err != nil {
+		return nil, &usageError{fmt.Sprintf("%s: --trust: %v", f.name, err), "give the file deployment.pub that \"recorder key new\" wrote, or the key in it: NAME+HASH+KEY"}
+	}
+	return out, nil
+}
+
 // where is where the evidence is: the flags that all reading commands share.
 type where struct {
 	vault, keyset string
@@ -160,6 +226,7 @@ func (f *flags) keysetFlag(p *where) {
 type runFile struct {
 	Vault  string `json:"vault"`
 	Keyset string `json:"keyset"`
+	Trust  string `json:"trust"`
 }
 
 // runJSON reads run.json, which "make run" writes. Its relative paths are
@@ -181,7 +248,7 @@ func runJSON() (runFile, string, error) {
 	if err := json.Unmarshal(b, &r); err != nil {
 		return runFile{}, path, fmt.Errorf("%s: %w", path, err)
 	}
-	for _, p := range []*string{&r.Vault, &r.Keyset} {
+	for _, p := range []*string{&r.Vault, &r.Keyset, &r.Trust} {
 		if *p != "" && !filepath.IsAbs(*p) && !strings.Contains(*p, "://") {
 			*p = filepath.Join(home, *p)
 		}

@@ -9,32 +9,131 @@ import (
 	"time"
 
 	"verbatim.dev/recorder/ledger"
+	"verbatim.dev/recorder/record"
 )
 
 const verifyHelp = `
-Usage: recorder verify [--vault DIR] [--keyset FILE] [--format text|json]
+Usage: recorder verify [--vault DIR] [--keyset FILE] [--trust FILE|KEY]...
+                       [--checkpoint FILE]... [--receipt RECEIPT|FILE]...
+                       [--gateways FILE] [--format text|json]
 
 Reads the whole vault and proves that its records are whole, in order and
-unchanged: checksums, digests, the chain of each epoch with every checkpoint, dense
-sequences, names, how epochs follow each other, and that the records of each
-exchange make one. With the tenant's keyset the bodies are opened too, and compared
-with the totals and digests that the outcomes state. No gateway is needed.
+unchanged: checksums, digests, the chain and Merkle tree of each epoch with every
+signed checkpoint, dense sequences, names, how epochs follow each other, and that the
+records of each exchange make one. With the tenant's keyset the bodies are opened too,
+and compared with the totals and digests that the outcomes state. No gateway is needed.
+
+What is trusted comes from you, never from the vault:
+
+  --trust       the deployment's public key: each epoch's key must be certified with it.
+                Without it the report says "unanchored": who may write the whole vault
+                could have made all of it with keys of his own.
+  --checkpoint  what you kept elsewhere: an earlier report (--format json) or a
+                checkpoint's note. The vault must extend it: finds a vault rolled back,
+                and a tail cut off, up to then.
+  --receipt     an x-verbatim-receipt that a caller got, or a file with one a line. Its
+                record must be there: a signed receipt without one proves an omission.
+  --gateways    a file of the gateways that must be there, one a line, with how long each
+                may be silent ("gw-1 15m"; "gw-old -" for ever).
 
 Exit code 0: sound. 1: not sound; the first record that is wrong is named, with its
 segment, sequence and byte. 2: wrong arguments. 3: the vault could not be read.
-A missing data key is reported, and is no fault: keys may be erased.
+A missing data key is reported, and is no fault: keys may be erased. So is a clock that
+was set back.
 
 Examples:
   recorder verify
-  recorder verify --vault /mnt/vault
-  recorder verify --vault /mnt/vault --keyset tenant.json --format json
+  recorder verify --vault /mnt/vault --trust deployment.pub
+  recorder verify --trust deployment.pub --format json >kept/$(date -I).json
+  recorder verify --trust deployment.pub --checkpoint kept/2026-03-14.json
+  recorder verify --trust deployment.pub --receipt "$RECEIPT" --gateways gateways.txt
 `
+
+// mostAnchors bounds the files of checkpoints and receipts that are read.
+const mostAnchors = 256 << 20
+
+// anchors are the flags of what a verifier trusts.
+type anchors struct {
+	trust, checkpoints, receipts texts
+	gateways                     string
+}
+
+func (a *anchors) options(f *flags, vault string) (o ledger.Options, err error) {
+	wrong := func(flag string, err error) (ledger.Options, error) {
+		return o, &usageError{fmt.Sprintf("%s: --%s: %v", f.name, flag, err), f.see()}
+	}
+	if o.Trust, err = f.trust(a.trust, vault); err != nil {
+		return o, err
+	}
+	for _, path := range a.checkpoints {
+		b, err := readSmall(path, mostAnchors)
+		if err != nil {
+			return wrong("checkpoint", err)
+		}
+		heads, err := ledger.ParseHeads(b)
+		if err != nil {
+			return wrong("checkpoint", fmt.Errorf("%s: %w", path, err))
+		}
+		o.Checkpoints = append(o.Checkpoints, heads...)
+	}
+	for _, text := range a.receipts {
+		list, err := receipts(text)
+		if err != nil {
+			return wrong("receipt", err)
+		}
+		o.Receipts = append(o.Receipts, list...)
+	}
+	if a.gateways != "" {
+		b, err := readSmall(a.gateways, mostAnchors)
+		if err != nil {
+			return wrong("gateways", err)
+		}
+		if o.Gateways, err = ledger.ParseRegister(string(b)); err != nil {
+			return wrong("gateways", fmt.Errorf("%s: %w", a.gateways, err))
+		}
+	}
+	return o, nil
+}
+
+// receipts reads one receipt, or a file with one a line.
+func receipts(text string) ([]record.Receipt, error) {
+	r, err := record.ParseReceipt(text)
+	if err == nil {
+		return []record.Receipt{r}, nil
+	}
+	if _, idErr := record.ParseID(text); idErr == nil {
+		return nil, fmt.Errorf("%w; the id alone proves nothing, the whole header does", err)
+	}
+	b, readErr := readSmall(text, mostAnchors)
+	if readErr != nil {
+		return nil, fmt.Errorf("%w, or a file of such: %w", err, readErr)
+	}
+	var list []record.Receipt
+	n := 0
+	for line := range strings.Lines(string(b)) {
+		n++
+		if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
+			continue
+		}
+		r, err := record.ParseReceipt(line)
+		if err != nil {
+			return nil, fmt.Errorf("%s, line %d: %w", text, n, err)
+		}
+		list = append(list, r)
+	}
+	return list, nil
+}
 
 func verifyCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
 	var p where
+	var a anchors
 	f := newFlags("verify", verifyHelp)
 	f.vaultFlag(&p)
 	f.keysetFlag(&p)
+	f.trustFlag(&a.trust)
+	f.Var(&a.checkpoints, "checkpoint", "an earlier report or a checkpoint's note, kept elsewhere: `FILE`; several allowed")
+	f.Var(&a.receipts, "receipt", "a caller's `RECEIPT`, or a file with one a line; several allowed")
+	f.StringVar(&a.gateways, "gateways", "", "the register of gateways: `FILE`")
 	format := f.String("format", "text", "`FORMAT` of the output: text or json")
 	if _, err := f.parse(args, stdout); err != nil {
 		return err
@@ -47,11 +146,15 @@ func verifyCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 		return unread(err)
 	}
 	defer func() { err = errors.Join(err, v.Close()) }()
+	o, err := a.options(f, p.vault)
+	if err != nil {
+		return unread(err)
+	}
 	keys, err := f.keys(&p, v)
 	if err != nil {
 		return unread(err)
 	}
-	o := ledger.Options{Retention: v.Retention()}
+	o.Retention = v.Retention()
 	if keys != nil {
 		o.Keys = keys
 	}
@@ -85,13 +188,18 @@ func unread(err error) error {
 func verifyText(r *ledger.Report, dir, keyset string) string {
 	var b strings.Builder
 	row := func(name, format string, args ...any) {
-		fmt.Fprintf(&b, "%-10s %s\n", name, fmt.Sprintf(format, args...))
+		fmt.Fprintf(&b, "%-11s %s\n", name, fmt.Sprintf(format, args...))
 	}
 	epochs := 0
 	for _, g := range r.Gateways {
 		epochs += g.Epochs
 	}
 	row("vault", "%s", oneLine(dir))
+	if r.Anchored {
+		row("trust", "%s: certified %d of %d epochs", oneLine(strings.Join(r.Trust, ", ")), r.Certified, epochs)
+	} else {
+		row("trust", "unanchored: no --trust was given, so the vault's own keys vouch for it")
+	}
 	if r.Opened {
 		row("bodies", "opened with %s and compared with their totals", oneLine(keyset))
 	} else {
@@ -101,6 +209,10 @@ func verifyText(r *ledger.Report, dir, keyset string) string {
 	row("epochs", "%d", epochs)
 	row("segments", "%d, %s", r.Segments, size(r.Bytes))
 	row("records", "%d", r.Records)
+	row("signatures", "%d checkpoints", r.Checkpoints)
+	if r.Kept > 0 {
+		row("kept", "held against %d checkpoints that were kept elsewhere", r.Kept)
+	}
 	x := r.Exchanges
 	row("exchanges", "%d: %d ended, %d interrupted, %d pending", x.Total, x.Ended, x.Interrupted, x.Pending)
 	if x := r.Expired; x.Records > 0 {
@@ -118,10 +230,10 @@ func verifyText(r *ledger.Report, dir, keyset string) string {
 	} else {
 		row("keys", "%d missing (erased?): what they sealed is proven, but cannot be read", r.KeysMissing)
 		for _, m := range r.Missing {
-			fmt.Fprintf(&b, "           %s, first needed by record %d of %s\n", m.Key, m.Sequence, m.Segment)
+			fmt.Fprintf(&b, "            %s, first needed by record %d of %s\n", m.Key, m.Sequence, m.Segment)
 		}
 		if n := r.KeysMissing - int64(len(r.Missing)); n > 0 {
-			fmt.Fprintf(&b, "           and %d more\n", n)
+			fmt.Fprintf(&b, "            and %d more\n", n)
 		}
 	}
 	if len(r.Gateways) > 0 {
@@ -134,7 +246,16 @@ func verifyText(r *ledger.Report, dir, keyset string) string {
 			fmt.Fprintf(&b, "%s %6d %9d  %-20s  %s-%d, %s\n", pad(cut(g.Name, 20), 20), g.Epochs, g.Records, moment(g.Complete), g.Last, g.Sequence, state)
 		}
 	}
+	if len(r.Receipts) > 0 {
+		fmt.Fprintf(&b, "\n%-34s %s\n", "RECEIPT", "STATE")
+		for _, x := range r.Receipts {
+			fmt.Fprintf(&b, "%s %s\n", pad(x.Receipt, 34), x.State)
+		}
+	}
 	b.WriteString("\n")
+	for _, f := range r.Notices {
+		fmt.Fprintf(&b, "Note (%s): %s\n", f.Code, oneLine(f.String()))
+	}
 	if !r.Sound {
 		fmt.Fprintf(&b, "NOT SOUND. First: %s\n", oneLine(r.Findings[0].String()))
 		for _, f := range r.Findings[1:] {
@@ -149,13 +270,31 @@ func verifyText(r *ledger.Report, dir, keyset string) string {
 		b.WriteString("Nothing is wrong, for there are no records. Is this the vault?\n")
 		return b.String()
 	}
-	fmt.Fprintf(&b, "Sound: complete until %s.\n", moment(r.Complete))
-	b.WriteString(`
-What this proves: no record was changed, removed, added or moved without changing all
-that follow it. Checkpoints are not signed yet, so someone who may write the whole vault
-could rewrite all of it, or cut off the end of a gateway's last epoch, and this would not
-show. Keep the heads that --format json prints elsewhere to hold a later run against.
+	fmt.Fprintf(&b, "Sound: complete until %s; later is unproven.\n", moment(r.Complete))
+	b.WriteString(proves(r))
+	return b.String()
+}
+
+// proves says what a sound report proves, and what it does not.
+func proves(r *ledger.Report) string {
+	var b strings.Builder
+	if r.Anchored {
+		b.WriteString(`
+What this proves: each record up to each gateway's last checkpoint is the one that a
+gateway of the deployment wrote, none is missing between, and none was added or moved.
 `)
+	} else {
+		b.WriteString(`
+Unanchored: the records fit their checkpoints and these their keys, but the keys come from
+the vault. Someone who may write the whole vault could have made all of it with keys of
+his own, and this would not show. Give the deployment's public key: --trust deployment.pub.
+`)
+	}
+	if r.Kept == 0 {
+		b.WriteString(`A tail that was cut off a gateway's last epoch does not show: keep what --format json prints
+elsewhere, and give it to a later run as --checkpoint; or give receipts (--receipt).
+`)
+	}
 	return b.String()
 }
 

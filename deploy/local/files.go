@@ -64,6 +64,7 @@ type runFile struct {
 	Issuer   string            `json:"issuer"`
 	Vault    string            `json:"vault"`
 	Keyset   string            `json:"keyset"`
+	Trust    string            `json:"trust"`
 	Project  string            `json:"project"`
 	Config   string            `json:"config"`
 	Tokens   map[string]string `json:"tokens"`
@@ -72,7 +73,7 @@ type runFile struct {
 // writeRun writes run.json and env.sh; that they are there means that
 // everything is ready.
 func writeRun(s settings, st *stack.Stack, t *tokens) error {
-	r := runFile{BigQuery: st.URL(), Issuer: st.Issuer.Issuer(issuer.Corp).URL(), Vault: st.Vault(), Keyset: st.Keyset(),
+	r := runFile{BigQuery: st.URL(), Issuer: st.Issuer.Issuer(issuer.Corp).URL(), Vault: st.Vault(), Keyset: st.Keyset(), Trust: st.Trust(),
 		Project: s.project, Config: st.ConfigFile(), Tokens: map[string]string{}}
 	if s.local {
 		for _, c := range issuer.Callers(stack.Audience) {
@@ -85,7 +86,7 @@ func writeRun(s settings, st *stack.Stack, t *tokens) error {
 	var sh strings.Builder
 	fmt.Fprintln(&sh, "# Settings for BigQuery clients that go through Verbatim: source this file.")
 	for _, kv := range [][2]string{
-		{"VERBATIM_HOME", s.home}, {"VERBATIM_VAULT", r.Vault}, {"VERBATIM_KEYSET", r.Keyset},
+		{"VERBATIM_HOME", s.home}, {"VERBATIM_VAULT", r.Vault}, {"VERBATIM_KEYSET", r.Keyset}, {"VERBATIM_TRUST", r.Trust},
 		{"BIGQUERY_EMULATOR_HOST", r.BigQuery}, {"CLOUDSDK_API_ENDPOINT_OVERRIDES_BIGQUERY", r.BigQuery + "/"},
 		{"CLOUDSDK_AUTH_ACCESS_TOKEN_FILE", r.Tokens["analyst"]}, {"GOOGLE_CLOUD_PROJECT", r.Project}, {"CLOUDSDK_CORE_PROJECT", r.Project},
 	} {
