@@ -73,7 +73,10 @@ var random = []*regexp.Regexp{
 	regexp.MustCompile(`(?m)(byte \d+ +)[0-9a-f]{64}$`),
 	regexp.MustCompile(`("(?:leaf|head|key)": ")[0-9a-f]+`),
 	regexp.MustCompile(`(key )[0-9a-f]{32}`),
-	regexp.MustCompile(`(?m)^( {11})[0-9a-f]{32}`),
+	regexp.MustCompile(`(?m)^( {12})[0-9a-f]{32}`),
+	regexp.MustCompile(`(deployment\+)[0-9a-f]{8}`),
+	regexp.MustCompile(`("root": ")[0-9a-f]{64}`),
+	regexp.MustCompile(`("checkpoint": ")[^"]+`),
 }
 
 func mask(s, work string) string {
@@ -195,10 +198,13 @@ func sample(dir string) error {
 		return err
 	}
 	v := ledgertest.New()
+	signer, trusted := ledgertest.Deployment("deployment")
+	_, stranger := ledgertest.Deployment("deployment")
 	g := ledgertest.NewGateway(v, "gw-1", public)
+	g.Deployment = signer
 	g.Begin()
 	g.Now = g.Now.Add(time.Minute)
-	g.Run(ledgertest.Exchange{
+	first := g.Run(ledgertest.Exchange{
 		Session: "k5qf2w", Subject: "alice", Email: "alice@corp.example", Groups: []string{"corp/analysts", "corp/security"},
 		SQL: "SELECT name, total\nFROM `p1.sales.orders`\nWHERE day = @day", Parameters: []byte(`[{"name":"day","parameterValue":{"value":"2026-03-13"}}]`),
 		Request: []byte(`{"query":"SELECT name, total ..."}` + "\n"), Upstream: []byte(`{"query":"SELECT name, total ...","labels":{}}` + "\n"),
@@ -223,8 +229,16 @@ func sample(dir string) error {
 	g.Begin()
 	g.Heartbeat()
 	g.Now = g.Now.Add(time.Minute)
-	g.Start(ledgertest.Exchange{Session: "k5qf2w", Subject: "alice", Email: "alice@corp.example", SQL: "SELECT 3"})
+	pending := g.Start(ledgertest.Exchange{Session: "k5qf2w", Subject: "alice", Email: "alice@corp.example", SQL: "SELECT 3"})
 	g.Cut()
+	for name, text := range map[string]string{
+		"deployment.pub": trusted, "stranger.pub": stranger, "gateways.txt": "gw-1 -",
+		"receipts.txt": "# of alice\n" + g.Receipt(first).String() + "\n" + g.Receipt(pending.ID).String(),
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text+"\n"), 0o600); err != nil {
+			return err
+		}
+	}
 	if err := v.Write(filepath.Join(dir, "vault")); err != nil {
 		return err
 	}

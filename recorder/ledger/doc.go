@@ -7,9 +7,9 @@
 // and memory does not grow with the number of records, only with that of
 // epochs and of exchanges that are open at one time.
 //
-// What it can prove without signed checkpoints: every byte is bound by a chain
-// of digests to the end of its epoch, and each epoch's end is cited by the next
-// epoch's first record. So one record cannot be changed without changing all
-// that follow. Who may write the whole vault can do just that; only a
-// signature, or a head kept elsewhere, stands against it.
+// Every byte is bound by a chain of digests to the end of its epoch, each
+// checkpoint is signed with a key that lived in the gateway's memory only, and
+// each epoch's end is cited by the next epoch's first record. Whose keys these
+// are, and how far the vault must reach, it is told by the verifier ([Options]):
+// deployment keys, heads kept elsewhere, receipts, a register of gateways.
 package ledger

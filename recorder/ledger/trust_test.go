@@ -143,6 +143,8 @@ func swapSQL(_ string, f []record.Frame) []record.Frame {
 	return f
 }
 
+func clock(t time.Time) func() time.Time { return func() time.Time { return t } }
+
 func certify(s note.Signer) func(record.Certificate, string) string {
 	return func(c record.Certificate, _ string) string {
 		signed, err := c.Certify(s)
@@ -199,7 +201,7 @@ func TestForged(t *testing.T) {
 		return h
 	}
 	anchored := ledger.Options{Trust: trust(t, deploymentKey)}
-	with := ledger.Options{Trust: anchored.Trust, Checkpoints: kept(t, full), Receipts: []record.Receipt{early, receipt}, Now: soon,
+	with := ledger.Options{Trust: anchored.Trust, Checkpoints: kept(t, full), Receipts: []record.Receipt{early, receipt}, Now: clock(soon),
 		Gateways: []ledger.Expected{{Name: "gw-1", Silence: 24 * time.Hour}, {Name: "gw-2"}}}
 	tests := []struct {
 		name    string
@@ -297,7 +299,7 @@ func TestForged(t *testing.T) {
 		{name: "receipt of another exchange", options: ledger.Options{Receipts: []record.Receipt{{ID: record.ID{Epoch: last.Epoch, Sequence: 3}, Leaf: receipt.Leaf, Signature: receipt.Signature}}}, code: ledger.ReceiptForged, unseen: true, do: func(tamperer) {}},
 		{name: "gateway dropped, with the register", options: with, code: ledger.GatewaySilent, gateway: "gw-2", text: "no record of it", unseen: true, do: drop("segments/dt=2026-03-14/gw-2/")},
 		{name: "gateway dropped, with a kept report", options: ledger.Options{Checkpoints: kept(t, full)}, code: ledger.RolledBack, gateway: "gw-2", unseen: true, do: drop("segments/dt=2026-03-14/gw-2/")},
-		{name: "gateway silent, with the register", options: ledger.Options{Gateways: with.Gateways, Now: soon.Add(24 * time.Hour)}, code: ledger.GatewaySilent, gateway: "gw-1", text: "recorded nothing since", unseen: true, do: func(x tamperer) {
+		{name: "gateway silent, with the register", options: ledger.Options{Gateways: with.Gateways, Now: clock(soon.Add(24 * time.Hour))}, code: ledger.GatewaySilent, gateway: "gw-1", text: "recorded nothing since", unseen: true, do: func(x tamperer) {
 			drop("segments/dt=2026-03-15/gw-1/")(x)
 		}},
 		{name: "gateway that nobody runs, with the register", options: with, code: ledger.GatewayUnknown, gateway: "gw-9", unseen: true, do: fake},
@@ -426,12 +428,12 @@ func TestSilence(t *testing.T) {
 	g.Now = g.Now.Add(time.Hour)
 	g.Heartbeat()
 	g.Cut()
-	o := ledger.Options{Gateways: []ledger.Expected{{Name: "gw-1", Silence: time.Minute}}, Now: g.Now}
+	o := ledger.Options{Gateways: []ledger.Expected{{Name: "gw-1", Silence: time.Minute}}, Now: clock(g.Now)}
 	r := verifyWith(t, v, nil, o)
 	if !r.Sound || len(r.Notices) != 1 || r.Notices[0].Code != ledger.GatewaySilent || r.Notices[0].Sequence != 2 {
 		t.Errorf("findings %v, notices %v", r.Findings, r.Notices)
 	}
-	o.Now = g.Now.Add(2 * time.Minute)
+	o.Now = clock(g.Now.Add(2 * time.Minute))
 	if r := verifyWith(t, v, nil, o); r.Sound || r.Findings[0].Code != ledger.GatewaySilent {
 		t.Errorf("findings %v", r.Findings)
 	}
@@ -510,7 +512,7 @@ func FuzzParseHeads(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if _, err := ledger.Verify(t.Context(), v, ledger.Options{Checkpoints: heads, Now: ledgertest.Start}); err != nil {
+		if _, err := ledger.Verify(t.Context(), v, ledger.Options{Checkpoints: heads, Now: clock(ledgertest.Start)}); err != nil {
 			t.Error(err)
 		}
 	})

@@ -13,9 +13,8 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"verbatim.dev/recorder/record"
 )
@@ -190,7 +189,7 @@ func (c *Client) connection(ctx context.Context, j Journal) (err error) {
 	wg.Go(func() { cancel(s.receive(r)) })
 	wg.Go(func() { cancel(s.ping()) })
 	err = s.send()
-	if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
+	if errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
 		// The sink said why before it closed: let that be read.
 		select {
 		case <-ctx.Done():

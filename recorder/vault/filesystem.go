@@ -5,8 +5,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-
-	"golang.org/x/sys/unix"
 )
 
 // fileSystem is what a folder vault needs of the file system; every name is
@@ -53,7 +51,7 @@ func (o *osFS) Open(name string) (readFile, error) {
 		return nil, fmt.Errorf("%s is no regular file (%s)", name, st.Mode().Type())
 	}
 	// Not blocking, should a pipe have taken the file's place by now.
-	f, err := o.root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	f, err := o.root.OpenFile(name, os.O_RDONLY|notBlocking, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -17,8 +17,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
-
-	"golang.org/x/sys/unix"
+	"syscall"
 )
 
 const (
@@ -128,9 +127,9 @@ func (f *Folder) prepare(root *os.Root) error {
 	if err != nil {
 		return fmt.Errorf("lock: %w", err)
 	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := lockFolder(lock); err != nil {
 		_ = lock.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
+		if errors.Is(err, errHeld) {
 			return fmt.Errorf("%w: %s is locked; stop the other sink, or give this one a vault of its own",
 				ErrLocked, filepath.Join(f.dir, lockFile))
 		}
@@ -377,7 +376,7 @@ func (f *Folder) list(ctx context.Context, dir, prefix string, yield func(string
 		return yield("", context.Cause(ctx)) && false
 	}
 	entries, err := f.fs.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		return true
 	}
 	if err != nil {
