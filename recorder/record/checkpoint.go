@@ -137,9 +137,16 @@ func ParseStatement(signed []byte) (Statement, error) {
 	if len(signed) > maxStatement {
 		return Statement{}, fmt.Errorf("checkpoint of %d bytes, at most %d are read", len(signed), maxStatement)
 	}
-	text, _, ok := strings.Cut(string(signed), "\n\n")
+	text, signatures, ok := strings.Cut(string(signed), "\n\n")
 	if !ok {
 		return Statement{}, errors.New("checkpoint: no signature follows its text")
+	}
+	for line := range strings.Lines(signatures) {
+		// Package note reads base64 whose last bits, which encode nothing, are set.
+		b64 := strings.TrimSuffix(line[strings.LastIndexByte(line, ' ')+1:], "\n")
+		if _, err := base64.StdEncoding.Strict().DecodeString(b64); err != nil {
+			return Statement{}, errors.New("checkpoint: a signature is not in its canonical form")
+		}
 	}
 	return parseText(text + "\n")
 }
