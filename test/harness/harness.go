@@ -146,6 +146,9 @@ func Start(t testing.TB, o Options) *Rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		if _, report, ok := strings.Cut(r.log.all(), "WARNING: DATA RACE"); ok {
+			t.Errorf("a data race in a program:%.8000s", report)
+		}
 		if t.Failed() {
 			t.Logf("what the processes wrote last:\n%s", r.log.tail())
 		}
