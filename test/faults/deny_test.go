@@ -165,7 +165,7 @@ func TestKillSwitch(t *testing.T) {
 	// body is not whole, and one of somebody else.
 	const size = 3_000_000
 	stalled := func(caller string) *harness.Stream {
-		r.Double.SetFault(&emulator.Fault{Kind: emulator.FaultStall, Path: "/queries", Count: 1, AfterBytes: 1_500_000, Duration: 8 * time.Second})
+		r.Double.SetFault(&emulator.Fault{Kind: emulator.FaultStall, Path: "/queries", Count: 1, AfterBytes: 1_500_000, Duration: 5 * time.Second})
 		s := r.OpenQuery(ctx, caller, harness.Synthetic(size))
 		s.ReadTo(800_000)
 		return s
