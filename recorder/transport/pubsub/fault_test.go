@@ -190,7 +190,7 @@ func TestLostAnswers(t *testing.T) {
 func TestPoison(t *testing.T) {
 	all := items(t, script{epoch: 1, batches: 20, body: 2000, perCut: 5})
 	want := undisturbed(t, all)
-	c := newCloud(t)
+	c := newCloudWith(t, 5)
 	good := frames{gateway: "gw", sender: "gw", epoch: testEpoch(t, 9), after: position{0, whole}, upto: position{seq: 1}, first: 1, last: 1, size: 5}
 	c.Publish(topic, []byte("hello"), nil)
 	c.Publish(topic, []byte("hello"), good.attributes())

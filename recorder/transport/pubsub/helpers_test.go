@@ -215,27 +215,40 @@ type cloud struct {
 
 func newCloud(t testing.TB) *cloud {
 	t.Helper()
+	return newCloudWith(t, 100)
+}
+
+func newCloudWith(t testing.TB, attempts int32) *cloud {
+	t.Helper()
+	c, err := startCloud(attempts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+func startCloud(attempts int32) (*cloud, error) {
 	c := &cloud{Server: pstest.NewServer()}
 	c.SetTimeNowFunc(func() time.Time { return time.Now().Add(time.Duration(c.ahead.Load())) })
-	t.Cleanup(func() { _ = c.Close() })
 	ctx := context.Background()
 	for _, n := range []string{topic, ackTopic, deadName} {
 		if _, err := c.GServer.CreateTopic(ctx, &pubsubpb.Topic{Name: n}); err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
 	}
 	for _, s := range []*pubsubpb.Subscription{
-		{Name: subName, Topic: topic, DeadLetterPolicy: &pubsubpb.DeadLetterPolicy{DeadLetterTopic: deadName, MaxDeliveryAttempts: 100}},
+		{Name: subName, Topic: topic, DeadLetterPolicy: &pubsubpb.DeadLetterPolicy{DeadLetterTopic: deadName, MaxDeliveryAttempts: attempts}},
 		{Name: ackSub, Topic: ackTopic, Filter: `attributes.gateway = "gw"`},
 		{Name: "projects/p/subscriptions/dead", Topic: deadName},
 	} {
 		s.AckDeadlineSeconds, s.ExpirationPolicy = 10, &pubsubpb.ExpirationPolicy{}
 		s.MessageRetentionDuration = durationpb.New(24 * time.Hour)
 		if _, err := c.GServer.CreateSubscription(ctx, s); err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
 	}
-	return c
+	return c, nil
 }
 
 // expire lets all leases of who was killed run out.

@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 		if _, err := fmt.Sscan(v, &side, &address, &dir); err != nil {
 			panic(err)
 		}
-		err := map[string]func(context.Context, string, string) error{"sink": childSink, "gateway": childGateway}[side](context.Background(), address, dir)
+		err := map[string]func(context.Context, string, string) error{"sink": childSink, "gateway": childGateway, "cloud": childCloud}[side](context.Background(), address, dir)
 		fmt.Fprintln(os.Stderr, side, err)
 		os.Exit(1)
 	}
@@ -55,6 +55,51 @@ func childSink(ctx context.Context, address, dir string) error {
 	}
 	defer server.Close()
 	return server.Serve(ctx, s)
+}
+
+// childCloud is the fake of Pub/Sub, in a process of its own: it has data races
+// with itself when leases run out. It prints its address; a line that it reads
+// lets all leases run out.
+func childCloud(context.Context, string, string) error {
+	c, err := startCloud(100)
+	if err != nil {
+		return err
+	}
+	fmt.Println(c.Addr)
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		c.expire()
+		fmt.Println("expired")
+	}
+	return c.Close()
+}
+
+// remoteCloud starts a childCloud.
+func remoteCloud(t *testing.T) (address string, expire func()) {
+	t.Helper()
+	p := exec.Command(os.Args[0])
+	p.Env = append(os.Environ(), childEnv+"=cloud - -", "GORACE=exitcode=0")
+	in, err := p.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := p.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.Process.Kill(); _ = p.Wait() })
+	lines := bufio.NewScanner(out)
+	if !lines.Scan() {
+		t.Fatal("the cloud does not start")
+	}
+	return lines.Text(), func() {
+		t.Helper()
+		if _, err := fmt.Fprintln(in); err != nil || !lines.Scan() {
+			t.Fatal("the cloud has died", err)
+		}
+	}
 }
 
 // killScripts are the journal of a gateway that is killed.
@@ -168,7 +213,7 @@ func TestKilled(t *testing.T) {
 	const rounds = 30
 	all := items(t, killScripts...)
 	want := undisturbed(t, all)
-	c := newCloud(t)
+	address, expire := remoteCloud(t)
 	dir := t.TempDir()
 	writeFrames(t, dir, all)
 	check := func() int {
@@ -225,7 +270,7 @@ func TestKilled(t *testing.T) {
 		for _, side := range []string{"sink", "gateway"} {
 			if children[side] == nil {
 				p := exec.Command(os.Args[0])
-				p.Env = append(os.Environ(), childEnv+"="+strings.Join([]string{side, c.Addr, dir}, " "))
+				p.Env = append(os.Environ(), childEnv+"="+strings.Join([]string{side, address, dir}, " "))
 				p.Stderr = &said
 				if err := p.Start(); err != nil {
 					t.Fatal(err)
@@ -243,7 +288,7 @@ func TestKilled(t *testing.T) {
 			kill("sink")
 			kill("gateway")
 		}
-		c.expire() // what the dead held
+		expire() // what the dead held
 		n := check()
 		if n > progress {
 			progress = n
@@ -254,18 +299,18 @@ func TestKilled(t *testing.T) {
 	}
 	kill("sink")
 	kill("gateway")
-	c.expire()
+	expire()
 	if progress == 0 || progress == len(want) {
 		t.Errorf("the rounds wrote %d of %d objects: nothing was under way: %s", progress, len(want), said.String())
 	}
 
-	serving, stop := start(t, func(ctx context.Context) error { return childSink(ctx, c.Addr, dir) })
+	serving, stop := start(t, func(ctx context.Context) error { return childSink(ctx, address, dir) })
 	j, err := fileJournal(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	j.allow(1 << 30)
-	client := newClient(t, ClientConfig{Options: c.options(nil), AskWait: time.Second})
+	client := newClient(t, ClientConfig{Options: optionsFor(address, nil), AskWait: time.Second})
 	wait, _ := start(t, func(ctx context.Context) error { return client.Ship(ctx, j.journal()) })
 	if err := wait(); err != nil {
 		t.Fatal(err)

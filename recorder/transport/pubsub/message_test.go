@@ -177,7 +177,7 @@ func TestShardOf(t *testing.T) {
 }
 
 func FuzzParseFrames(f *testing.F) {
-	body, end := bodyOf(f, script{epoch: 1, batches: 3, body: 50, perCut: 2})
+	body, end := bodyOf(f, script{epoch: 1, batches: 1, body: 8, perCut: 1})
 	f.Add("frames", "gw", testEpoch(f, 1).String(), "0", end.String(), "0", "100", body)
 	f.Add("ask", "gw", testEpoch(f, 1).String(), "", "5.1", "", "", []byte(nil))
 	f.Fuzz(func(t *testing.T, kind, gateway, epoch, after, upto, offset, size string, data []byte) {
