@@ -350,6 +350,9 @@ func TestRun(t *testing.T) {
 			list: list(row{id: "j1", sql: "SELECT 2", session: "s1"}), want: []string{"sql_differs p1:us.j1"}, coverage: "1 of 1"},
 		{name: "the same request twice", calls: []call{one, one}, list: list(jobOne), coverage: "1 of 1"},
 		{name: "two lost answers, the second ran", calls: []call{{method: insert, named: "j1", sql: "SELECT 0", result: "aborted", status: 503}, {method: insert, named: "j1", sql: "SELECT 1", result: "pending"}}, list: list(jobOne), coverage: "1 of 1"},
+		{name: "an aborted answer that named its job", calls: []call{{sql: "SELECT 1", job: "j1", result: "aborted"}}, coverage: "0 of 0"},
+		{name: "the gateway's own refusal is no answer of BigQuery's", calls: []call{{method: insert, named: "j1", sql: "SELECT 0", result: "aborted", status: 401}, {method: insert, named: "j1", sql: "SELECT 1", status: 409}},
+			list: list(jobOne), want: []string{"sql_differs p1:us.j1"}, coverage: "1 of 1"},
 		{name: "a load by a resumable upload", calls: []call{
 			{method: insert, path: "/resumable/upload/bigquery/v2/projects/p1/jobs", query: "uploadType=resumable", named: "l1"},
 			{method: insert, path: "/resumable/upload/bigquery/v2/projects/p1/jobs", query: "uploadType=resumable&upload_id=u", unlabelled: true},
