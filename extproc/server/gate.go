@@ -205,6 +205,9 @@ func (g *Gate) decide(ctx context.Context, p *plan, body []byte, probe prober) *
 		p.call.Job = p.facts.Job
 	}
 	p.asserted.Labels, p.asserted.RequestID = p.facts.Labels, p.facts.RequestID
+	if refusal := beyond(&p.facts); refusal != nil {
+		return refusal
+	}
 	if p.route.UploadID != "" {
 		if refusal := g.resume(p); refusal != nil {
 			return refusal
