@@ -35,7 +35,7 @@ func TestForms(t *testing.T) {
 	// The double compresses for who asks, as BigQuery does.
 	r := harness.Start(t, harness.Options{Policy: grants, Double: func(c *emulator.Config) { c.Gzip = true }})
 	ada := caller{r, mint(t, r, "ada", "writers")}
-	const body = `{"query": "SELECT 1 AS a", "useLegacySql": false, "unknownField": [1e3, "\u00fc"]}`
+	const body = `{"query": "SELECT 1 AS a", "useLegacySql": false, "location":  "U\u0053"}`
 	for _, c := range []struct {
 		name, method, path, body string
 		header                   []string
@@ -68,7 +68,7 @@ func TestForms(t *testing.T) {
 		if q.Path != api+"/queries" || q.RawQuery != "prettyPrint=false" || q.Header.Get("Content-Encoding") != "" || q.Header.Get("X-Goog-User-Project") != "" || q.Header.Get("Accept-Encoding") != "identity" {
 			t.Errorf("%s: upstream came %s?%s with %v", c.name, q.Path, q.RawQuery, q.Header)
 		}
-		if !bytes.Equal(q.Body, payloads[record.DirectionUpstream]) || !bytes.Contains(q.Body, []byte(`"unknownField": [1e3, "\u00fc"]`)) || !bytes.Contains(q.Body, []byte(`"verbatim_session":"`+x.Session+`"`)) {
+		if !bytes.Equal(q.Body, payloads[record.DirectionUpstream]) || !bytes.Contains(q.Body, []byte(`"location":  "U\u0053"`)) || !bytes.Contains(q.Body, []byte(`"verbatim_session":"`+x.Session+`"`)) {
 			t.Errorf("%s: upstream came %s, on record is %s", c.name, q.Body, payloads[record.DirectionUpstream])
 		}
 	}
