@@ -46,4 +46,6 @@ var Cases = []Case{
 	{"jobs-view", "INFORMATION_SCHEMA.JOBS_BY_PROJECT holds a query's job within minutes, with the text byte for byte, the labels, and job ids as jobs.query gives them.", "recorder/reconcile", "reconcile reports sql_differs, labels_differ or no_job for jobs that are on record"},
 	{"jobs-view-failed", "A jobs.query that BigQuery answers with an error at run time leaves a job in JOBS_BY_PROJECT with the labels and the text.", "recorder/reconcile", "nothing: an error without a job is no finding"},
 	{"jobs-view-children", "JOBS_BY_PROJECT holds a script's statements with parent_job_id naming the script's job, and no dry runs.", "recorder/reconcile", "reconcile reports no_record for statements of scripts, or for dry runs"},
+	{"pubsub-setup", "TestIamPermissions answers for topics and subscriptions, and a subscription reads back with its filter, its dead-letter policy and an expiration policy without a time when it never expires.", "recorder/transport/pubsub (Check)", "the start is refused, with a command that repairs nothing"},
+	{"pubsub-carry", "Messages of 900 KB with twelve attributes are taken; a filter on an attribute selects answers; what was not acknowledged comes again to the next subscriber within the lease.", "recorder/transport/pubsub", "records stay in the journal, and the gate closes when it is full"},
 }

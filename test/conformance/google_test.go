@@ -194,6 +194,8 @@ var tests = map[string]func(t *testing.T){
 			t.Errorf("label %v", got)
 		}
 	},
+	"pubsub-setup": pubsubSetup,
+	"pubsub-carry": pubsubCarry,
 	"labels-by-fields": func(t *testing.T) {
 		g := real(t)
 		id, loc := g.job(g.query(map[string]any{"query": "SELECT 1", "useLegacySql": false, "jobCreationMode": "JOB_CREATION_REQUIRED", "labels": map[string]string{"verbatim_owner": longLabel}}))
