@@ -74,10 +74,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		debug.SetMemoryLimit(cfg.Limits.Memory().Bytes())
 	}
 	if os.Getenv("GOGC") == "" {
-		// Most of the heap under load are bodies in pooled buffers, which hold no
-		// pointers and are hardly garbage: to collect at half as much again costs
-		// next to nothing and leaves a quarter of the memory free.
-		debug.SetGCPercent(50)
+		defer tuneGC()()
 	}
 	tenant, err := readTenant(cfg.Sealing.Tenant)
 	if err != nil {

@@ -272,8 +272,10 @@ func redactPair(pair string) (redacted string, credential bool) {
 
 // pieces splits where a server that decodes before it splits would.
 func pieces(s string) []string {
-	return strings.Split(strings.NewReplacer("?", "&", ";", "&", "#", "&").Replace(s), "&")
+	return strings.Split(separators.Replace(s), "&")
 }
+
+var separators = strings.NewReplacer("?", "&", ";", "&", "#", "&")
 
 // eachPair splits at & and at ;, which some servers take for & as well.
 func eachPair(rawQuery string, f func(pair, separator string)) {

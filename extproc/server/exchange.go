@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"sync"
 	"time"
 
 	extproc "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
@@ -400,6 +401,19 @@ func (x *exchange) chunk(b []byte) chunk {
 	x.memory = nil
 	return c
 }
+
+// end gives back what the exchange holds.
+func (x *exchange) end() {
+	x.hold.free()
+	if x.facts != nil {
+		*x.facts = bigquery.Scanner{}
+		scanners.Put(x.facts)
+		x.facts = nil
+	}
+}
+
+// scanners are of a few KB each, and every response needs one.
+var scanners = sync.Pool{New: func() any { return &bigquery.Scanner{} }}
 
 func (x *exchange) send(m *extproc.ProcessingResponse, held int64) {
 	x.out = append(x.out, reply{msg: m, bytes: held})

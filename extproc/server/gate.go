@@ -111,8 +111,6 @@ func (g *Gate) outline(r *request) (p *plan, token string, unclear *bigquery.Ref
 	p.call = p.route.Record()
 	p.carries = p.route.Carries
 	p.path = p.route.Path
-	p.session = auth.Session(g.SessionKey, &auth.Identity{Principal: record.Principal{Subject: "anonymous"}}, r.received)
-
 	_, query, _ := strings.Cut(r.target, "?")
 	token, err = auth.Bearer(r.headers, query)
 	p.keepHeaders(token)
@@ -120,6 +118,11 @@ func (g *Gate) outline(r *request) (p *plan, token string, unclear *bigquery.Ref
 		p.call = record.Call{Method: p.call.Method}
 	}
 	return p, token, unclear, err
+}
+
+// anonymous is the session of callers who are not proven.
+func (g *Gate) anonymous(r *request) string {
+	return auth.Session(g.SessionKey, &auth.Identity{Principal: record.Principal{Subject: "anonymous"}}, r.received)
 }
 
 // revoked refuses whom the deny list names.
@@ -134,11 +137,12 @@ func (g *Gate) revoked(id *auth.Identity) *refusal {
 
 func (g *Gate) head(ctx context.Context, r *request) (*plan, *refusal) {
 	p, token, unclear, err := g.outline(r)
-	if err != nil {
-		return p, unproven(err)
+	var id *auth.Identity
+	if err == nil {
+		id, err = g.Verifier.Verify(ctx, token)
 	}
-	id, err := g.Verifier.Verify(ctx, token)
 	if err != nil {
+		p.session = g.anonymous(r)
 		return p, unproven(err)
 	}
 	p.identity, p.token = id, token

@@ -21,7 +21,7 @@ func (x *exchange) responseHead(h *extproc.HttpHeaders) {
 		return
 	}
 	x.headReply = responseHeadReply(mutation)
-	x.facts = &bigquery.Scanner{}
+	x.facts = scanners.Get().(*bigquery.Scanner)
 	if x.plan.uploadID != "" {
 		x.gate.upload(x.plan, x.plan.uploadID)
 	}

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"verbatim.dev/extproc/auth"
 	"verbatim.dev/extproc/bigquery"
@@ -217,7 +218,7 @@ func (s *Server) Process(stream extproc.ExternalProcessor_ProcessServer) (err er
 	ctx, cancel := context.WithCancel(stream.Context())
 	defer cancel()
 	x := s.exchange(ctx, me, over)
-	defer x.hold.free()
+	defer x.end()
 
 	in := make(chan received)
 	credit := make(chan struct{}, 1)
@@ -242,36 +243,76 @@ func (s *Server) Process(stream extproc.ExternalProcessor_ProcessServer) (err er
 			}
 		}
 	}()
-	next := make(chan reply)
-	sent := make(chan sendResult, 1)
-	s.work.Add(1)
-	go func() { // sends
-		defer s.work.Done()
-		for {
-			select {
-			case r := <-next:
-				err := stream.Send(r.msg)
-				putBody(r.memory) // Send has copied it
-				select {
-				case sent <- sendResult{r.bytes, err}:
-				case <-ctx.Done():
-					return
-				}
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	return s.loop(ctx, x, me, in, credit, next, sent)
+	return s.loop(ctx, x, me, in, credit, &sender{stream: stream, left: atOnceBytes})
 }
+
+// sender sends replies in their order. Those of the first atOnceBytes it sends
+// itself, for gRPC takes them without waiting, and most exchanges have no more.
+// Later ones go through a goroutine, which waits for a reader that does not
+// read.
+type sender struct {
+	stream extproc.ExternalProcessor_ProcessServer
+	left   int             // bytes that can be sent at once
+	next   chan reply      // nil until the goroutine runs
+	sent   chan sendResult // one for each reply taken from next
+}
+
+// atOnceBytes is half of the quota of bytes (64 KiB) that each gRPC stream can
+// have waiting to be written.
+const atOnceBytes = 32 << 10
 
 type sendResult struct {
 	bytes int64
 	err   error
 }
 
+// now sends a reply if it can be sent at once, and reports whether it was.
+func (o *sender) now(r reply) (bool, error) {
+	if o.next != nil {
+		return false, nil
+	}
+	size := proto.Size(r.msg)
+	if size > o.left {
+		return false, nil
+	}
+	o.left -= size
+	err := o.stream.Send(r.msg)
+	putBody(r.memory)
+	return true, err
+}
+
+// later returns where to put the next reply.
+func (o *sender) later(ctx context.Context, work *sync.WaitGroup) chan<- reply {
+	if o.next == nil {
+		o.next, o.sent = make(chan reply), make(chan sendResult, 1)
+		work.Add(1)
+		go func() {
+			defer work.Done()
+			o.run(ctx)
+		}()
+	}
+	return o.next
+}
+
+func (o *sender) run(ctx context.Context) {
+	for {
+		select {
+		case r := <-o.next:
+			err := o.stream.Send(r.msg)
+			putBody(r.memory) // Send has copied it
+			select {
+			case o.sent <- sendResult{r.bytes, err}:
+			case <-ctx.Done():
+				return
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // loop is the goroutine that owns the exchange.
-func (s *Server) loop(ctx context.Context, x *exchange, me *running, in <-chan received, credit chan<- struct{}, next chan<- reply, sent <-chan sendResult) error {
+func (s *Server) loop(ctx context.Context, x *exchange, me *running, in <-chan received, credit chan<- struct{}, sends *sender) error {
 	limits := s.cfg.Limits
 	credited, sending, lost := false, false, false
 	gone := ctx.Done() // the stream may end while neither goroutine can tell of it
@@ -286,6 +327,20 @@ func (s *Server) loop(ctx context.Context, x *exchange, me *running, in <-chan r
 	defer timer.Stop()
 	active := time.Now()
 	for {
+		for !lost && x.err == nil && len(x.out) > 0 {
+			r := x.out[0]
+			done, err := sends.now(r)
+			if !done {
+				break
+			}
+			x.out[0] = reply{}
+			x.out = x.out[1:]
+			active = time.Now()
+			x.hold.change(-r.bytes)
+			if err != nil {
+				lose(err)
+			}
+		}
 		if lost { // nobody takes replies any more
 			x.out, sending = nil, false
 		}
@@ -312,7 +367,7 @@ func (s *Server) loop(ctx context.Context, x *exchange, me *running, in <-chan r
 			if x.err != nil { // nothing more goes out of an exchange that failed
 				return x.err
 			}
-			out, first = next, x.out[0]
+			out, first = sends.later(ctx, &s.work), x.out[0]
 		}
 		var settled <-chan struct{}
 		wait := limits.Idle - time.Since(active)
@@ -349,7 +404,7 @@ func (s *Server) loop(ctx context.Context, x *exchange, me *running, in <-chan r
 			sending = true
 			x.out[0] = reply{}
 			x.out = x.out[1:]
-		case r := <-sent:
+		case r := <-sends.sent:
 			sending = false
 			active = time.Now()
 			x.hold.change(-r.bytes)
@@ -404,6 +459,7 @@ type full struct {
 
 func (f full) head(_ context.Context, r *request) (*plan, *refusal) {
 	p, _, _, _ := f.outline(r)
+	p.session = f.anonymous(r)
 	return p, &refusal{status: 503, reason: bigquery.ReasonBackendError, code: "at_capacity", by: "capacity",
 		message: fmt.Sprintf("The gateway already has its %d exchanges open. Try again in a moment.", f.limit)}
 }

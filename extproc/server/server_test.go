@@ -4,12 +4,15 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	extproc "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"verbatim.dev/extproc/auth"
 	"verbatim.dev/recorder/record"
@@ -145,4 +148,78 @@ func TestOneTooManyIsAnsweredAndOnRecord(t *testing.T) {
 	<-done
 	<-done
 	s.Wait()
+}
+
+// quota is a stream that takes what fits into gRPC's write quota at once, and
+// the rest when the test lets it.
+type quota struct {
+	grpc.ServerStream
+	left  int
+	more  chan struct{}
+	mu    sync.Mutex
+	sizes []int
+}
+
+func (q *quota) Recv() (*extproc.ProcessingRequest, error) { return nil, io.EOF }
+
+func (q *quota) Send(m *extproc.ProcessingResponse) error {
+	q.mu.Lock()
+	q.left -= proto.Size(m)
+	full := q.left <= 0
+	q.mu.Unlock()
+	if full {
+		<-q.more
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.sizes = append(q.sizes, len(m.GetResponseBody().GetResponse().GetBodyMutation().GetStreamedResponse().GetBody()))
+	return nil
+}
+
+// TestRepliesAreSentAtOnceOnlyWithinTheQuota: the loop never waits for a reader.
+func TestRepliesAreSentAtOnceOnlyWithinTheQuota(t *testing.T) {
+	q := &quota{left: 64 << 10, more: make(chan struct{})}
+	o := &sender{stream: q, left: atOnceBytes}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var work sync.WaitGroup
+	sizes := []int{10, 2000, 20_000, 5000, 10_000, 10, maxReply, 7}
+	atOnce := 0
+	finished := make(chan struct{})
+	go func() {
+		defer close(finished)
+		for i, n := range sizes {
+			r := reply{msg: bodyReply(record.DirectionResponse, make([]byte, n), false), bytes: int64(n)}
+			done, err := o.now(r)
+			if err != nil {
+				t.Error(err)
+			}
+			if done {
+				if i != atOnce {
+					t.Errorf("reply %d overtook another", i)
+				}
+				atOnce++
+				continue
+			}
+			o.later(ctx, &work) <- r
+			if res := <-o.sent; res.err != nil || res.bytes != int64(n) {
+				t.Errorf("reply %d: %+v", i, res)
+			}
+		}
+	}()
+	for open := true; open; {
+		select {
+		case q.more <- struct{}{}:
+		case <-finished:
+			open = false
+		}
+	}
+	if atOnce != 4 {
+		t.Errorf("%d replies were sent at once, want the 4 within %d bytes", atOnce, atOnceBytes)
+	}
+	if !slices.Equal(q.sizes, sizes) {
+		t.Errorf("sent were %v, want %v", q.sizes, sizes)
+	}
+	cancel()
+	work.Wait()
 }
