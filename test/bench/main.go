@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -55,7 +54,7 @@ func main() {
 	flag.StringVar(&o.loads, "loads", ".", "regular `expression` of the loads to measure")
 	flag.StringVar(&o.bin, "bin", "bin", "`folder` with extproc and recorder; another build's, to compare")
 	flag.StringVar(&o.out, "out", "test/bench/out", "`folder` for the results")
-	flag.BoolVar(&o.profile, "profile", false, "write a CPU profile of extproc for each load (its own rows are slower then)")
+	flag.BoolVar(&o.profile, "profile", false, "write profiles of extproc for each load (its own rows are slower then)")
 	flag.BoolVar(&o.keep, "keep", false, "keep the scratch folder with configurations and logs")
 	flag.StringVar(&o.note, "note", "", "text for the report, such as a commit")
 	flag.Usage = func() {
@@ -174,7 +173,7 @@ func (r *rig) measure(ctx context.Context, row *row, l load, o options, round in
 	}
 	stopProfile := func() {}
 	if o.profile && row.profile != "" {
-		stopProfile = row.startProfile(filepath.Join(o.out, fmt.Sprintf("cpu-%s-%s.pprof", row.name, l.Name)), o, l)
+		stopProfile = row.startProfile(o.out, o, l)
 	}
 	result, loadCPU, err := runLoad(ctx, row.target, row.token(), l, o.duration)
 	if err != nil {

@@ -80,23 +80,34 @@ func (r *row) settle(ctx context.Context) error {
 	return nil
 }
 
-// startProfile takes a CPU profile in the background.
-func (r *row) startProfile(file string, o options, l load) (wait func()) {
-	seconds := max(int(o.duration.Seconds()), 1)
+// startProfile takes a CPU profile in the background, and the allocations since
+// the process's begin at the end.
+func (r *row) startProfile(dir string, o options, l load) (wait func()) {
+	file := func(what string) string {
+		return filepath.Join(dir, fmt.Sprintf("%s-%s-%s.pprof", what, r.name, l.Name))
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		res, err := http.Get(fmt.Sprintf("%s/debug/pprof/profile?seconds=%d", r.profile, seconds))
-		if err != nil {
-			return
-		}
-		defer res.Body.Close()
-		b, err := io.ReadAll(res.Body)
-		if err == nil && os.MkdirAll(filepath.Dir(file), 0o755) == nil {
-			_ = os.WriteFile(file, b, 0o644)
-		}
+		download(fmt.Sprintf("%s/debug/pprof/profile?seconds=%d", r.profile, max(int(o.duration.Seconds()), 1)), file("cpu"))
 	}()
-	return func() { <-done }
+	return func() {
+		<-done
+		download(r.profile+"/debug/pprof/allocs", file("allocs"))
+	}
+}
+
+// download is for profiles: one that fails is not there, and the figures are.
+func download(url, file string) {
+	res, err := http.Get(url)
+	if err != nil {
+		return
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	if err == nil && os.MkdirAll(filepath.Dir(file), 0o755) == nil {
+		_ = os.WriteFile(file, b, 0o644)
+	}
 }
 
 // rig is everything that runs.
