@@ -48,7 +48,7 @@ type Params struct {
 	// AccessLog is the file of the JSON access log, "-" for standard output,
 	// empty for none.
 	AccessLog string
-	// Idle is the longest silence within an exchange, default 600 s. It must
+	// Idle is the longest silence within an exchange, default 660 s, a minute above the processor's own. It must
 	// exceed the processor's own deadlines.
 	Idle time.Duration
 	// Buffer is the soft limit of bytes buffered for each connection, default

@@ -82,7 +82,7 @@ func Render(p Params) ([]byte, error) {
 		return nil, fmt.Errorf("envoy bootstrap: %w", err)
 	}
 	if p.Idle == 0 {
-		p.Idle = 600 * time.Second
+		p.Idle = 660 * time.Second
 	}
 	if p.Buffer == 0 {
 		p.Buffer = 256 << 10

@@ -529,12 +529,17 @@ func TestMessagesThatMakeNoSenseEndTheStream(t *testing.T) {
 func TestResponseThatCannotBeRecordedIsRefused(t *testing.T) {
 	for name, kv := range map[string][]string{
 		"compressed":       {"content-encoding", "gzip"},
+		"credential":       {":status", "401"},
 		"foreign location": {"location", "https://evil.example/upload?upload_id=x"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, &fakeGate{carries: bigquery.CarriesJSON, full: true}, true)
 			r.do(reqHead(false), reqBody("q", true), resHead(false, kv...))
-			check(t, "sent", r.shape(), "req, req:1., immediate 502")
+			want := "req, req:1., immediate 502"
+			if name == "credential" {
+				want = "req, req:1., immediate 503"
+			}
+			check(t, "sent", r.shape(), want)
 		})
 	}
 }

@@ -203,6 +203,12 @@ func (p *plan) responseHead(h *extproc.HttpHeaders, receipt string) (*record.Hea
 		switch {
 		case name == ":status":
 			head.Status = atoi(value)
+			if head.Status == http.StatusUnauthorized {
+				// It is about the gateway's credential. Passed on, the caller would
+				// take it for its own token's fault and renew that.
+				refused = &refusal{status: 503, reason: "backendError", code: "credential_refused", by: "credential",
+					message: "BigQuery refused the gateway's own credential; the caller's token is not the cause. Try again later and tell the operator."}
+			}
 			continue
 		case strings.HasPrefix(name, ":"):
 			continue
