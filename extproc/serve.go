@@ -154,7 +154,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 
 	work.Go(func() { g.follow(background, *path, srv) })
 	if cfg.Metrics.Address != "" {
-		stop, err := stats(cfg.Metrics.Address, j, srv, log)
+		stop, err := stats(cfg.Metrics.Address, cfg.Gateway, j, srv, log)
 		if err != nil {
 			return errors.Join(err, j.Close(ctx, "start failed"))
 		}
@@ -300,7 +300,7 @@ func named(leaf *x509.Certificate, names []string) bool {
 
 // stats serves the gateway's state on loopback: /livez, /readyz and, as JSON,
 // /stats.
-func stats(address string, j *journal.Journal, srv *server.Server, log *slog.Logger) (stop func(), err error) {
+func stats(address, gateway string, j *journal.Journal, srv *server.Server, log *slog.Logger) (stop func(), err error) {
 	l, err := net.Listen("tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("metrics: %w", err)
@@ -316,7 +316,9 @@ func stats(address string, j *journal.Journal, srv *server.Server, log *slog.Log
 	})
 	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("content-type", "application/json")
-		json.NewEncoder(w).Encode(map[string]any{"open": srv.Open(), "budget": srv.Budget(), "journal": j.Stats()})
+		json.NewEncoder(w).Encode(map[string]any{
+			"gateway": gateway, "epoch": j.Epoch().String(), "open": srv.Open(), "budget": srv.Budget(), "journal": j.Stats(),
+		})
 	})
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index) // config takes loopback addresses only
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)

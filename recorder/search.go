@@ -125,8 +125,11 @@ func searchCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 	if warned > 0 {
 		note("%d warnings: the vault is damaged, and something may be missing above; run recorder verify", warned)
 	}
-	if stats.Unreadable > 0 {
-		note("%d exchanges could not be compared: their data keys are not in the vault (erased?)", stats.Unreadable)
+	if stats.Erased > 0 {
+		note("%d exchanges could not be compared: their data keys were erased", stats.Erased)
+	}
+	if n := stats.Unreadable - stats.Erased; n > 0 {
+		note("%d exchanges could not be compared: their data keys are not in the vault, and nothing says that they were erased", n)
 	}
 	switch {
 	case shown == 0:

@@ -83,6 +83,9 @@ type Stats struct {
 	Segments  int    // that are not freed
 	Last      uint64 // last durable sequence of this epoch
 	Acked     uint64 // last acknowledged sequence of this epoch
+	// Files has, for each epoch with files that are not freed, the first
+	// sequence in the oldest of them.
+	Files map[string]uint64
 }
 
 // Open takes the journal's lock, recovers the epochs of earlier processes and
@@ -299,9 +302,12 @@ func (j *Journal) Stats() Stats {
 	s := j.stats
 	s.Held, s.Queued, s.Limit, s.Reserve = j.disk+j.queued, j.queued, j.cfg.Limit, j.cfg.Reserve
 	s.Appended, s.Refused, s.Exchanges = j.next-1, j.refused.Load(), j.exchanges.Load()
-	s.Waiters, s.Epochs = j.waiting, len(j.epochs)
+	s.Waiters, s.Epochs, s.Files = j.waiting, len(j.epochs), make(map[string]uint64, len(j.epochs))
 	for _, log := range j.epochs {
 		s.Segments += len(log.segments)
+		if len(log.segments) > 0 {
+			s.Files[log.id.String()] = log.segments[0].first
+		}
 	}
 	s.Last, s.Acked = j.live.last, j.live.acked
 	return s

@@ -14,6 +14,7 @@ import (
 	"io"
 	"io/fs"
 	"sync"
+	"time"
 
 	"github.com/tink-crypto/tink-go/v2/keyset"
 
@@ -34,6 +35,10 @@ type Config struct {
 	Tenant *keyset.Handle
 	// Keys is how many data keys are kept, 4096 where it is 0.
 	Keys int
+	// MaxAge is how long at most a key is used before the vault is asked again
+	// whether it was erased; 0: for good, as it fits a program that ends soon.
+	MaxAge time.Duration
+	Now    func() time.Time // nil: time.Now
 }
 
 // Keyring opens bodies. It is safe for concurrent use.
@@ -41,6 +46,8 @@ type Keyring struct {
 	source Source
 	tenant *keyset.Handle
 	limit  int
+	maxAge time.Duration
+	now    func() time.Time
 
 	mu sync.Mutex
 	// young and old are two generations: when young is full it becomes old,
@@ -50,6 +57,7 @@ type Keyring struct {
 
 type generation struct {
 	opener *record.Opener
+	made   time.Time
 	keys   map[name]error // nil: the opener has the key; else why it has not
 }
 
@@ -60,7 +68,10 @@ type name struct {
 
 // New returns a keyring over the keys of a vault.
 func New(c Config) (*Keyring, error) {
-	k := &Keyring{source: c.Source, tenant: c.Tenant, limit: c.Keys/2 + c.Keys%2}
+	k := &Keyring{source: c.Source, tenant: c.Tenant, limit: c.Keys/2 + c.Keys%2, maxAge: c.MaxAge / 2, now: c.Now}
+	if k.now == nil {
+		k.now = time.Now
+	}
 	if c.Keys <= 0 {
 		k.limit = 2048
 	}
@@ -77,7 +88,7 @@ func (k *Keyring) generation() (*generation, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &generation{opener: o, keys: map[name]error{}}, nil
+	return &generation{opener: o, keys: map[name]error{}, made: k.now()}, nil
 }
 
 // Open returns the frame's plain body. It returns an error that wraps
@@ -102,6 +113,9 @@ func (k *Keyring) Open(ctx context.Context, e record.Epoch, f *record.Frame) ([]
 func (k *Keyring) opener(ctx context.Context, n name) (*record.Opener, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if err := k.age(); err != nil {
+		return nil, err
+	}
 	for _, g := range [...]*generation{k.young, k.old} {
 		if err, ok := g.keys[n]; ok {
 			return g.opener, err
@@ -127,6 +141,35 @@ func (k *Keyring) opener(ctx context.Context, n name) (*record.Opener, error) {
 	return k.young.opener, err
 }
 
+// age forgets keys that are older than they may be: after half of that time
+// what is young becomes old, and after the other half it is forgotten.
+func (k *Keyring) age() error {
+	for k.maxAge > 0 && k.now().Sub(k.young.made) >= k.maxAge {
+		fresh, err := k.generation()
+		if err != nil {
+			return err
+		}
+		if k.now().Sub(k.young.made) >= 2*k.maxAge {
+			k.young = fresh // both are too old
+		}
+		k.old, k.young = k.young, fresh
+	}
+	return nil
+}
+
+// ErasedError means that a key was erased, as its tombstone says. It wraps
+// [record.ErrNoKey].
+type ErasedError struct{ Tombstone vault.Tombstone }
+
+// Error says who erased the key, and why.
+func (e *ErasedError) Error() string {
+	t := &e.Tombstone
+	return fmt.Sprintf("the data key %s was erased on %s by %s: %s (erasure %s)", t.Key, t.Time.UTC().Format(time.RFC3339), t.By, t.Reason, t.Erasure)
+}
+
+// Unwrap returns [record.ErrNoKey].
+func (e *ErasedError) Unwrap() error { return record.ErrNoKey }
+
 // ErrWrong means that a key's file holds something else than that key, or one
 // that is wrapped to another tenant.
 var ErrWrong = errors.New("key file is wrong")
@@ -136,14 +179,15 @@ var ErrWrong = errors.New("key file is wrong")
 var ErrBody = errors.New("body is wrong")
 
 // Read reads the stored frame of one wrapped key. It returns an error that
-// wraps [record.ErrNoKey] where the vault does not hold the key, one that wraps
+// wraps [record.ErrNoKey] where the vault does not hold the key, an
+// [*ErasedError] where a tombstone stands in its place, one that wraps
 // [ErrWrong] where what it holds is not that key, and the vault's own error
 // where it does not answer.
 func Read(ctx context.Context, s Source, e record.Epoch, id record.KeyID) (record.Frame, error) {
 	file := vault.KeyName(e, id)
 	r, err := s.Open(ctx, file)
 	if errors.Is(err, fs.ErrNotExist) {
-		return record.Frame{}, fmt.Errorf("%w: %x", record.ErrNoKey, id)
+		return record.Frame{}, gone(ctx, s, e, id)
 	}
 	if err != nil {
 		return record.Frame{}, fmt.Errorf("key %x: %w", id, err)
@@ -167,6 +211,27 @@ func Read(ctx context.Context, s Source, e record.Epoch, id record.KeyID) (recor
 		return record.Frame{}, fmt.Errorf("%w: %s: holds the key %x", ErrWrong, file, f.Key)
 	}
 	return f, nil
+}
+
+// gone says why a key is not there.
+func gone(ctx context.Context, s Source, e record.Epoch, id record.KeyID) error {
+	r, err := s.Open(ctx, vault.TombstoneName(e, id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %x", record.ErrNoKey, id)
+	}
+	if err != nil {
+		return fmt.Errorf("key %x: %w", id, err)
+	}
+	defer r.Close()
+	b, err := io.ReadAll(io.LimitReader(r, vault.MaxTombstone))
+	if err != nil {
+		return fmt.Errorf("key %x: %w", id, err)
+	}
+	t, err := vault.ParseTombstone(b, e, id)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrWrong, err)
+	}
+	return &ErasedError{*t}
 }
 
 // Held returns how many keys are in memory.

@@ -2,8 +2,10 @@ package search
 
 import (
 	"encoding/json"
+	"errors"
 	"time"
 
+	"verbatim.dev/recorder/keyring"
 	"verbatim.dev/recorder/record"
 )
 
@@ -64,6 +66,19 @@ type Exchange struct {
 	// Unreadable says why sealed bodies could not be opened: the fields that
 	// come from them are then missing.
 	Unreadable string `json:"unreadable,omitempty"`
+	// Erased is the id of the erasure that destroyed a key of it.
+	Erased string `json:"erased,omitempty"`
+}
+
+// unread notes why a body could not be read.
+func (x *Exchange) unread(why error) {
+	var erased *keyring.ErasedError
+	if errors.As(why, &erased) {
+		x.Erased = erased.Tombstone.Erasure
+	}
+	if x.Unreadable == "" {
+		x.Unreadable = why.Error()
+	}
 }
 
 // Decision is what was decided.

@@ -44,11 +44,14 @@ func (c *Config) open(ctx context.Context, e record.Epoch, f *record.Frame) (bod
 		return nil, errNoKeyset, nil
 	}
 	b, err := c.Keys.Open(ctx, e, f)
+	var erased *keyring.ErasedError
 	switch {
 	case err == nil:
 		return b, nil, nil
+	case errors.As(err, &erased):
+		return nil, erased, nil
 	case errors.Is(err, record.ErrNoKey):
-		return nil, fmt.Errorf("the data key %x is not in the vault (erased?)", f.Key), nil
+		return nil, fmt.Errorf("the data key %x is not in the vault, and nothing says that it was erased", f.Key), nil
 	case errors.Is(err, keyring.ErrWrong), errors.Is(err, keyring.ErrBody):
 		return nil, err, nil
 	}
@@ -123,6 +126,8 @@ type Stats struct {
 	Matched   int64
 	// Unreadable exchanges could not be compared with the filter.
 	Unreadable int64
+	// Erased are those of them whose key was erased.
+	Erased int64
 }
 
 // Scan calls emit for each exchange that fits the filter, in the order in which
@@ -248,8 +253,8 @@ func (s *scan) frame(n ledger.Name, f *record.Frame) error {
 // read reads a body, and notes on the exchange why it could not.
 func (s *scan) read(n ledger.Name, f *record.Frame, p *partial, v any) (bool, error) {
 	why, err := s.c.read(s.ctx, n.Epoch, f, v)
-	if why != nil && p.x.Unreadable == "" {
-		p.x.Unreadable = why.Error()
+	if why != nil {
+		p.x.unread(why)
 	}
 	return why == nil && err == nil, err
 }
@@ -300,6 +305,9 @@ func (s *scan) done(p *partial) error {
 		s.stats.Exchanges++
 		if s.f.content() {
 			s.stats.Unreadable++
+			if p.x.Erased != "" {
+				s.stats.Erased++
+			}
 			return nil
 		}
 	case !p.intent:

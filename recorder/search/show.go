@@ -197,8 +197,8 @@ func (l *look) frame(n ledger.Name, f *record.Frame, at int64) error {
 	if why == nil {
 		why = l.body(f, body)
 	}
-	if why != nil && l.d.Unreadable == "" {
-		l.d.Unreadable = why.Error()
+	if why != nil {
+		l.d.unread(why)
 	}
 	if f.Kind == record.KindOutcome {
 		if why != nil {
@@ -274,9 +274,7 @@ func (l *look) payload(f *record.Frame, n ledger.Name) error {
 	if why != nil {
 		p.broken = true
 		p.bytes += int64(max(0, len(f.Body)-ledger.SealCost))
-		if l.d.Unreadable == "" {
-			l.d.Unreadable = why.Error()
-		}
+		l.d.unread(why)
 		return nil
 	}
 	if p.sum == nil {

@@ -14,9 +14,11 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
@@ -70,6 +72,7 @@ type Stats struct {
 	Segments, Records, Bytes uint64 // stored durably
 	Keys                     uint64 // key frames stored, those already there included
 	Duplicates               uint64 // frames that came again and were dropped
+	Erased                   uint64 // key frames refused, for their key was erased
 	Alarms                   uint64
 }
 
@@ -78,7 +81,7 @@ type Sink struct {
 	c     Config
 	log   *slog.Logger
 	stats struct {
-		segments, records, bytes, keys, duplicates, alarms atomic.Uint64
+		segments, records, bytes, keys, duplicates, erased, alarms atomic.Uint64
 	}
 
 	mu      sync.Mutex
@@ -138,7 +141,7 @@ func (s *Sink) Stats() Stats {
 	c := &s.stats
 	return Stats{
 		Segments: c.segments.Load(), Records: c.records.Load(), Bytes: c.bytes.Load(),
-		Keys: c.keys.Load(), Duplicates: c.duplicates.Load(), Alarms: c.alarms.Load(),
+		Keys: c.keys.Load(), Duplicates: c.duplicates.Load(), Erased: c.erased.Load(), Alarms: c.alarms.Load(),
 	}
 }
 
@@ -369,11 +372,34 @@ func (st *stream) key(ctx context.Context, f *record.Frame) error {
 	if f.Key == (record.KeyID{}) || f.Sequence != 0 {
 		return st.wrong(fmt.Errorf("after record %d: a key frame with key id %x and sequence %d", st.seq, f.Key, f.Sequence))
 	}
+	switch erased, err := st.erased(ctx, f.Key); {
+	case err != nil:
+		return err
+	case erased:
+		// What is sealed with it goes on to be stored: it is evidence that
+		// nobody can read.
+		st.sink.stats.erased.Add(1)
+		st.sink.log.Warn("sink: a key came again that was erased, it is not stored", "gateway", st.gateway, "epoch", st.epoch, "key", hex.EncodeToString(f.Key[:]))
+		return nil
+	}
 	if err := st.create(ctx, vault.KeyName(st.epoch, f.Key), bytes.NewReader(f.Raw())); err != nil {
 		return err
 	}
 	st.sink.stats.keys.Add(1)
 	return nil
+}
+
+// erased reports whether a key has a tombstone, so that a journal or a
+// transport that delivers its frame again does not bring it back.
+func (st *stream) erased(ctx context.Context, key record.KeyID) (bool, error) {
+	r, err := st.sink.c.Vault.Open(ctx, vault.TombstoneName(st.epoch, key))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("sink: %w", err)
+	}
+	return true, r.Close()
 }
 
 func (st *stream) leaf(f *record.Frame) error {

@@ -324,19 +324,33 @@ func (f *Folder) Expire(ctx context.Context, name string) error {
 	if _, err := ParseSegmentName(name); err != nil {
 		return fmt.Errorf("vault: expire: %w", err)
 	}
+	return f.remove(ctx, "expire", name)
+}
+
+func (f *Folder) remove(ctx context.Context, what, name string) error {
 	if !f.write {
-		return fmt.Errorf("vault: expire %s: %w", name, ErrReadOnly)
+		return fmt.Errorf("vault: %s %s: %w", what, name, ErrReadOnly)
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	if err := f.fs.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("vault: expire %s: %w", name, err)
+		return fmt.Errorf("vault: %s %s: %w", what, name, err)
 	}
 	if err := f.fs.SyncDir(path.Dir(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("vault: expire %s: %w", name, err)
+		return fmt.Errorf("vault: %s %s: %w", what, name, err)
 	}
 	return nil
+}
+
+// EraseKey removes a wrapped data key, and nothing else: see [Tombstone]. It is
+// durable when it returns; to remove what is not there is no error. The file
+// system may keep the bytes in blocks that are free until they are used again.
+func (f *Folder) EraseKey(ctx context.Context, name string) error {
+	if _, _, err := ParseKeyName(name); err != nil {
+		return fmt.Errorf("vault: erase: %w", err)
+	}
+	return f.remove(ctx, "erase", name)
 }
 
 // Open implements [Vault].

@@ -17,6 +17,8 @@ const (
 	KeysPrefix     = "keys/"
 	HoldsPrefix    = "holds/"
 	ExpiryPrefix   = "expiry/"
+	ErasuresPrefix = "erasures/"
+	ExportsPrefix  = "exports/"
 )
 
 const (
@@ -25,6 +27,7 @@ const (
 	segmentExt = ".seg"
 	partExt    = ".part"
 	keyExt     = ".key"
+	erasedExt  = ".erased"
 	seqDigits  = 20 // of the largest uint64, so that names sort by sequence
 
 	// MaxGateway is the longest name of a gateway, in bytes: that of a pod.
@@ -169,6 +172,12 @@ func parseEpoch(s string) (record.Epoch, error) {
 // object is the key frame as the gateway stored it.
 func KeyName(e record.Epoch, id record.KeyID) string {
 	return KeysPrefix + e.String() + "/" + hex.EncodeToString(id[:]) + keyExt
+}
+
+// TombstoneName returns the name of what stands in the place of a wrapped data
+// key that was erased, keys/EPOCH/KEYID.erased, see [Tombstone].
+func TombstoneName(e record.Epoch, id record.KeyID) string {
+	return KeysPrefix + e.String() + "/" + hex.EncodeToString(id[:]) + erasedExt
 }
 
 // ParseKeyName reads what [KeyName] wrote, and only that.

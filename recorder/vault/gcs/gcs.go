@@ -388,6 +388,55 @@ func (v *Vault) Hold(ctx context.Context, name string, on bool) error {
 	return nil
 }
 
+// EraseKey removes a wrapped data key with all its generations. The bucket must
+// keep no copies: no retention, and neither versions nor soft delete, which
+// "recorder vault check" looks at; with versions on, those that are there go
+// too. Where soft delete keeps what was deleted, the error is [ErrKept]. It
+// needs storage.objects.delete and storage.buckets.get, on the key store alone.
+func (v *Vault) EraseKey(ctx context.Context, name string) error {
+	if _, _, err := vault.ParseKeyName(name); err != nil {
+		return fmt.Errorf("vault: erase: %w", err)
+	}
+	w := v.watch(ctx)
+	defer w.end()
+	if err := v.erase(w, name); err != nil {
+		return fmt.Errorf("vault %s: erase %s: %w", v.address, name, v.hint(w.cause(err)))
+	}
+	return nil
+}
+
+// ErrKept means that the bucket keeps what was deleted.
+var ErrKept = errors.New("the bucket keeps what is deleted")
+
+func (v *Vault) erase(w *watch, name string) error {
+	full := v.prefix + name
+	it := v.bucket.Objects(w.ctx, &storage.Query{Prefix: full, Versions: true, Projection: storage.ProjectionNoACL})
+	for {
+		a, err := it.Next()
+		if errors.Is(err, iterator.Done) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		w.moved()
+		if a.Name != full {
+			continue
+		}
+		if err := v.bucket.Object(full).Generation(a.Generation).Delete(w.ctx); err != nil && !errors.Is(err, storage.ErrObjectNotExist) {
+			return err
+		}
+	}
+	a, err := v.bucket.Attrs(w.ctx)
+	if err != nil {
+		return fmt.Errorf("deleted, but whether the bucket keeps a copy is not known: %w", err)
+	}
+	if soft := softDelete(a); soft > 0 {
+		return fmt.Errorf("%w: soft delete is on, for %s (\"recorder vault check\" says how to end it)", ErrKept, Period(soft))
+	}
+	return nil
+}
+
 // List implements [vault.Vault]. A bucket is no place where only the recorder
 // writes names, and in a locked one a foreign object stays for years: so names
 // that no vault could have written are listed too, for the reader to judge.

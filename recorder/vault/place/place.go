@@ -374,6 +374,22 @@ func (v *Vault) Expire(ctx context.Context, name string) error {
 	return fmt.Errorf("%s: %w", name, ErrLifecycle)
 }
 
+// EraseKey removes a wrapped data key for good, see [vault.Folder.EraseKey] and
+// [gcs.Vault.EraseKey].
+func (v *Vault) EraseKey(ctx context.Context, name string) error {
+	at := v.Vault
+	if s, ok := at.(*vault.Set); ok {
+		at = s.Place(name)
+	}
+	e, ok := at.(interface {
+		EraseKey(ctx context.Context, name string) error
+	})
+	if !ok {
+		return fmt.Errorf("%s: the key store erases nothing", name)
+	}
+	return e.EraseKey(ctx, name)
+}
+
 // Hold sets or removes Cloud Storage's own hold on a segment, so that the
 // bucket's lifecycle does not delete it. In a folder it does nothing: there
 // "recorder expire" reads the holds.
