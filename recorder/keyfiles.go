@@ -51,22 +51,8 @@ func syncFolder(dir string) error {
 	return d.Sync()
 }
 
-// readSmallFile reads a file that may not be larger than most bytes.
-func readSmallFile(path string, most int64) ([]byte, error) {
-	r, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	b, err := io.ReadAll(io.LimitReader(r, most+1))
-	if err == nil && int64(len(b)) > most {
-		err = fmt.Errorf("%s: larger than %s", path, size(most))
-	}
-	return b, err
-}
-
 func readTrustFile(path string) (*record.Trust, []byte, error) {
-	b, err := readSmallFile(path, record.MaxTrust)
+	b, err := readSmall(path, record.MaxTrust)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -79,7 +65,7 @@ func readTrustFile(path string) (*record.Trust, []byte, error) {
 
 // readSigner reads a deployment's signing key.
 func readSigner(path string) (note.Signer, error) {
-	b, err := readSmallFile(path, 64<<10)
+	b, err := readSmall(path, 64<<10)
 	if err != nil {
 		return nil, err
 	}
@@ -233,7 +219,7 @@ What was sealed before opens with the same %s.
 }
 
 func readPublic(path string) (*keyset.Handle, error) {
-	b, err := readSmallFile(path, 1<<20)
+	b, err := readSmall(path, 1<<20)
 	if err != nil {
 		return nil, err
 	}

@@ -44,6 +44,7 @@ func commands() []command {
 		{"verify", "prove that a vault's records are whole and unchanged", verifyCommand},
 		{"vault", "make a vault's buckets or folder, or check them", vaultCommand},
 		{"hold", "keep records beyond their retention", holdCommand},
+		{"erase", "make what was recorded unreadable for good", eraseCommand},
 		{"expire", "delete what is past its retention", expireCommand},
 		{"reconcile", "hold the records against BigQuery's own list of jobs", reconcileCommand},
 		{"key", "make, rotate, retire and compare keys", keyCommand},
@@ -100,7 +101,7 @@ vault takes --vault VAULT (else $VERBATIM_VAULT, else the vault of a running
 "make run") and --keyset FILE (else $VERBATIM_KEYSET, else likewise).
 
 Exit codes: 0 done; 1 failed, or the vault is not sound; 2 wrong arguments;
-3 verify or reconcile could not read to the end.
+3 verify or reconcile could not read to the end; 4 an erasure is pending.
 `)
 	_, err := io.WriteString(w, b.String())
 	return err

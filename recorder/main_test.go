@@ -43,6 +43,15 @@ func TestScripts(t *testing.T) {
 				compare(ts, filepath.Join(golden, args[0]), mask(ts.ReadFile("stdout"), ts.Getenv("WORK")))
 			},
 			"flip": flip,
+			// unhold removes all holds, erasures sets ERASURE to the last one's id.
+			"unhold": func(ts *testscript.TestScript, neg bool, args []string) {
+				ts.Check(os.RemoveAll(ts.MkAbs("vault/holds")))
+			},
+			"erasures": func(ts *testscript.TestScript, neg bool, args []string) {
+				names, err := filepath.Glob(ts.MkAbs("vault/erasures/*.note"))
+				ts.Check(err)
+				ts.Setenv("ERASURE", strings.TrimSuffix(filepath.Base(names[len(names)-1]), ".note"))
+			},
 			"oldest": func(ts *testscript.TestScript, neg bool, args []string) {
 				key, _, _ := strings.Cut(ts.ReadFile(args[0]+"/deployment.pub"), "\n")
 				ts.Setenv("OLDEST", record.Fingerprint(key))

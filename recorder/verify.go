@@ -38,8 +38,8 @@ What is trusted comes from you, never from the vault:
 
 Exit code 0: sound. 1: not sound; the first record that is wrong is named, with its
 segment, sequence and byte. 2: wrong arguments. 3: the vault could not be read.
-A missing data key is reported, and is no fault: keys may be erased. So is a clock that
-was set back.
+A data key that was erased, or is missing, is reported, and is no fault of the records:
+each of them is there. So is a clock that was set back.
 
 Examples:
   recorder verify
@@ -225,10 +225,31 @@ func verifyText(r *ledger.Report, dir, keyset string) string {
 			fmt.Fprintf(&b, "           %s-%d to %d%s, %s, known by its %s\n", e.Epoch, e.First, e.Last, class, moment(e.Expiry), e.By)
 		}
 	}
-	if r.KeysMissing == 0 {
+	switch {
+	case r.KeysMissing == 0 && r.KeysErased == 0:
 		row("keys", "all there")
-	} else {
-		row("keys", "%d missing (erased?): what they sealed is proven, but cannot be read", r.KeysMissing)
+	case r.KeysErased > 0:
+		row("keys", "%d erased: what they sealed is proven, but can be read by nobody", r.KeysErased)
+	}
+	for _, x := range r.Erasures {
+		signed := ""
+		switch {
+		case x.SignedBy != "":
+			signed = ", signed by " + x.SignedBy
+		case r.Anchored:
+			signed = ", not signed by a trusted key"
+		}
+		state := "not known to be complete"
+		switch {
+		case x.Unfinished > 0:
+			state = fmt.Sprintf("UNFINISHED: %d keys are still there (recorder erase finish %s)", x.Unfinished, x.ID)
+		case x.Complete != nil:
+			state = "complete since " + moment(*x.Complete)
+		}
+		row("erasure", "%s", oneLine(fmt.Sprintf("%s, %d keys of a %s, by %s%s: %s; %s", x.ID, x.Keys, x.Scope, x.By, signed, x.Reason, state)))
+	}
+	if r.KeysMissing > 0 {
+		row("missing", "%d keys, and nothing says that they were erased: what they sealed is proven, but cannot be read", r.KeysMissing)
 		for _, m := range r.Missing {
 			fmt.Fprintf(&b, "            %s, first needed by record %d of %s\n", m.Key, m.Sequence, m.Segment)
 		}

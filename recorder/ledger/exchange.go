@@ -163,7 +163,7 @@ func (c *verifier) body(e *epoch, f *record.Frame, at place) ([]byte, bool, erro
 		return b, true, nil
 	case errors.Is(err, record.ErrNoKey):
 		if c.keys.first(seenKey{e.id, f.Key}) {
-			c.missing(e, f, at)
+			return nil, false, c.missing(e, f, at)
 		}
 	case errors.Is(err, keyring.ErrWrong):
 		if c.keys.first(seenKey{e.id, f.Key}) {

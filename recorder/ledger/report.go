@@ -29,6 +29,7 @@ const (
 	EpochWrong      Code = "epoch_wrong"      // an epoch's first record does not cite what the vault holds
 	TailLost        Code = "tail_lost"        // an epoch ended neither in order nor by the citation of the next
 	ExpiryWrong     Code = "expiry_wrong"     // an expiry note does not fit what is there, or speaks of what has not expired
+	ErasureWrong    Code = "erasure_wrong"    // an erasure's note, or a tombstone, is not what it must be
 	ExchangeUnended Code = "exchange_unended" // an exchange that a crash cut off was never closed by a later epoch
 
 	SignatureWrong     Code = "signature_wrong"     // a checkpoint is not signed with its epoch's key
@@ -125,8 +126,12 @@ type Report struct {
 	Opened bool `json:"opened"`
 	// Expired sums up what is not here any more because its retention is over.
 	Expired Expired `json:"expired"`
+	// KeysErased counts data keys that records were sealed with and that were
+	// erased, as a note says; Erasures are all that there are.
+	KeysErased int64     `json:"keys_erased"`
+	Erasures   []Erasure `json:"erasures,omitempty"`
 	// KeysMissing counts data keys that records were sealed with and that the
-	// vault does not hold. Keys may be erased; no record is.
+	// vault does not hold, without a word of why. No record is missing for it.
 	KeysMissing int64 `json:"keys_missing"`
 	// Missing names the first of them.
 	Missing []Missing `json:"missing,omitempty"`

@@ -19,50 +19,12 @@ import (
 	"verbatim.dev/recorder/record"
 )
 
-// Trust are the deployment keys that a verifier takes for true. They come from
-// whoever verifies, never from the vault.
-type Trust struct {
-	names []string
-	list  note.Verifiers
-}
+// Trust are the deployment keys that a verifier takes for true, see
+// [record.Trust]. They come from whoever verifies, never from the vault.
+type Trust = record.Trust
 
-// ParseTrust reads verifier keys, one a line, as deployment.pub has them. Empty
-// lines and those that begin with # are skipped.
-func ParseTrust(text string) (*Trust, error) {
-	t := &Trust{}
-	var list []note.Verifier
-	for line := range strings.Lines(text) {
-		line = strings.TrimSpace(line)
-		if line == "" || line[0] == '#' {
-			continue
-		}
-		v, err := note.NewVerifier(line)
-		if err != nil {
-			return nil, fmt.Errorf("deployment key %.80q: %w (want NAME+HASH+KEY, as deployment.pub has it)", line, err)
-		}
-		list = append(list, v)
-		if name := fmt.Sprintf("%s+%08x", v.Name(), v.KeyHash()); !slices.Contains(t.names, name) {
-			t.names = append(t.names, name)
-		} else {
-			list = list[:len(list)-1] // the same key twice
-		}
-	}
-	if len(list) == 0 {
-		return nil, errors.New("no deployment key")
-	}
-	t.list = note.VerifierList(list...)
-	return t, nil
-}
-
-// Names gives the keys' names with their hashes, which tell keys of one name
-// apart.
-func (t *Trust) Names() []string { return t.names }
-
-// Certified checks the certificate of an open record and returns the name of
-// the deployment key that signed it.
-func (t *Trust) Certified(gateway string, e record.Epoch, o *record.Open) (string, error) {
-	return record.VerifyCertificate(o.Certificate, record.Certificate{Gateway: gateway, Epoch: e, Key: o.Key, Opened: o.Opened}, t.list)
-}
+// ParseTrust reads a trust file, deployment.pub, or the key in it.
+func ParseTrust(text string) (*Trust, error) { return record.ParseTrust(text) }
 
 // Head is an epoch at one of its checkpoints: what to keep elsewhere, to hold a
 // later verification against.
@@ -471,7 +433,7 @@ func (c *verifier) openRecord(e *epoch, o *record.Open, at place) {
 	case o.Certificate == "":
 		c.find(CertificateMissing, at, "the epoch's key has no certificate: nothing shows that it is a gateway of the deployment")
 	default:
-		if _, err := c.options.Trust.Certified(e.gateway, e.id, o); err != nil {
+		if _, err := c.options.Trust.Certified(o.Certificate, record.Certificate{Gateway: e.gateway, Epoch: e.id, Key: o.Key, Opened: o.Opened}); err != nil {
 			c.find(CertificateWrong, at, "%v", err)
 		} else {
 			c.report.Certified++

@@ -64,6 +64,9 @@ func Verify(ctx context.Context, v Vault, o Options) (*Report, error) {
 	defer c.stop()
 	c.anchors(o.Checkpoints)
 	c.receipts(o.Receipts)
+	if err := c.readErasures(); err != nil {
+		return nil, fmt.Errorf("verify: %w", err)
+	}
 	for path, err := range v.List(ctx, vault.SegmentsPrefix) {
 		if err != nil {
 			return nil, fmt.Errorf("verify: list the vault's segments: %w", err)
@@ -73,7 +76,11 @@ func Verify(ctx context.Context, v Vault, o Options) (*Report, error) {
 		}
 	}
 	c.ungroup()
-	if err := c.finish(); err != nil {
+	err := c.finish()
+	if err == nil {
+		err = c.finishErasures()
+	}
+	if err != nil {
 		return nil, fmt.Errorf("verify: %w", err)
 	}
 	c.stop()
@@ -145,9 +152,10 @@ type verifier struct {
 	listed []*epoch // as they appeared
 	// closers are the recovery's outcomes that name an exchange of an epoch
 	// that has not appeared yet.
-	closers map[record.ID]place
-	keys    *seen
-	now     time.Time
+	closers  map[record.ID]place
+	keys     *seen
+	erasures erasures
+	now      time.Time
 	// gone are epochs of which nothing is left, with the last record that is
 	// known to have expired.
 	gone map[record.Epoch]uint64
@@ -779,7 +787,7 @@ func (c *verifier) checkKey(e *epoch, f *record.Frame, at place) error {
 	_, err := keyring.Read(c.ctx, c.vault, e.id, f.Key)
 	switch {
 	case errors.Is(err, record.ErrNoKey):
-		c.missing(e, f, at)
+		return c.missing(e, f, at)
 	case errors.Is(err, keyring.ErrWrong):
 		c.find(KeyWrong, at, "the record's %v", err)
 	case err != nil:
@@ -788,7 +796,8 @@ func (c *verifier) checkKey(e *epoch, f *record.Frame, at place) error {
 	return nil
 }
 
-func (c *verifier) missing(e *epoch, f *record.Frame, at place) {
+// lost counts a key that is not there, and nothing says why.
+func (c *verifier) lost(e *epoch, f *record.Frame, at place) {
 	c.report.KeysMissing++
 	if len(c.report.Missing) < mostMissing {
 		c.report.Missing = append(c.report.Missing, Missing{

@@ -29,6 +29,7 @@ var rules = []struct {
 	{"recorder/sink", []string{"recorder/record", "recorder/vault", "recorder/transport"}, "only the sink writes the vault"},
 	{"recorder/keyring", []string{"recorder/record", "recorder/vault"}, "keys come from the vault and the tenant"},
 	{"recorder/ledger", []string{"recorder/record", "recorder/vault", "recorder/keyring"}, "evidence is verified with no gateway at hand"},
+	{"recorder/erasure", []string{"recorder/record", "recorder/vault", "recorder/ledger", "recorder/keyring", "recorder/retention"}, "what may be erased follows from the vault and its holds"},
 	{"recorder/search", []string{"recorder/record", "recorder/vault", "recorder/ledger", "recorder/keyring"}, "auditors read the vault"},
 	{"recorder/reconcile", []string{"recorder/record", "recorder/ledger", "recorder/search"}, "it reads records as search does, and nothing else of ours"},
 	{"extproc/bigquery", []string{"recorder/record"}, "what a call means needs no I/O"},
