@@ -164,7 +164,7 @@ type ErasedError struct{ Tombstone vault.Tombstone }
 // Error says who erased the key, and why.
 func (e *ErasedError) Error() string {
 	t := &e.Tombstone
-	return fmt.Sprintf("the data key %s was erased on %s by %s: %s (erasure %s)", t.Key, t.Time.UTC().Format(time.RFC3339), t.By, t.Reason, t.Erasure)
+	return fmt.Sprintf("erased on %s by %s: %s (erasure %s, data key %s)", t.Time.UTC().Format(time.RFC3339), t.By, t.Reason, t.Erasure, t.Key)
 }
 
 // Unwrap returns [record.ErrNoKey].

@@ -251,11 +251,12 @@ func SessionKeys(ctx context.Context, v Vault, o Opener, session string) (keys [
 				continue
 			}
 			var body struct {
+				Session  string `json:"session"` // of a received record
 				Verbatim struct {
 					Session string `json:"session"`
 				} `json:"verbatim"`
 			}
-			if json.Unmarshal(b, &body) == nil && body.Verbatim.Session == session {
+			if json.Unmarshal(b, &body) == nil && cmp.Or(body.Session, body.Verbatim.Session) == session {
 				keys = append(keys, text)
 			}
 		}

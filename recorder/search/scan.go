@@ -51,7 +51,7 @@ func (c *Config) open(ctx context.Context, e record.Epoch, f *record.Frame) (bod
 	case errors.As(err, &erased):
 		return nil, erased, nil
 	case errors.Is(err, record.ErrNoKey):
-		return nil, fmt.Errorf("the data key %x is not in the vault, and nothing says that it was erased", f.Key), nil
+		return nil, fmt.Errorf("the data key %x is missing: no erasure names it", f.Key), nil
 	case errors.Is(err, keyring.ErrWrong), errors.Is(err, keyring.ErrBody):
 		return nil, err, nil
 	}
