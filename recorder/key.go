@@ -16,6 +16,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"verbatim.dev/recorder/record"
+	"verbatim.dev/recorder/witness"
 )
 
 const keyHelp = `
@@ -41,6 +42,12 @@ The deployment's key (Ed25519), which certifies the key of each gateway's epoch:
 
   DIR/deployment.key   the signing key: for the gateways, as sealing.key.
   DIR/deployment.pub   the trust file: what auditors trust (recorder verify --trust).
+
+The log's key (Ed25519), which signs the sink's own log of what is in the vault:
+
+  DIR/log.key          the signing key: for the sink (recorder sink --log-key). The log is
+                       named verbatim.dev/log/NAME by it, so NAME should be yours alone.
+  DIR/log.pub          the public part: for witnesses and auditors (--log-key).
 
 Files that are there already are never replaced by new.
 
@@ -72,6 +79,11 @@ const (
 	publicFile  = "tenant.pub.json"
 	signingFile = "deployment.key"
 	trustFile   = "deployment.pub"
+	logKeyFile  = "log.key"
+	logPubFile  = "log.pub"
+
+	// logPrefix begins the name of a deployment's log.
+	logPrefix = "verbatim.dev/log/"
 )
 
 func keyCommand(_ context.Context, args []string, stdout, _ io.Writer) error {
@@ -113,8 +125,9 @@ func keyCommand(_ context.Context, args []string, stdout, _ io.Writer) error {
 			return &usageError{"key new: where to?", "give --out DIR"}
 		}
 		if err = newKeys(*out, *name); err == nil {
-			_, err = fmt.Fprintf(stdout, "%s (private, keep it secret and keep a backup)\n%s (public, for the gateways)\n%s (secret, for the gateways)\n%s (public, for auditors)\n",
-				filepath.Join(*out, privateFile), filepath.Join(*out, publicFile), filepath.Join(*out, signingFile), filepath.Join(*out, trustFile))
+			_, err = fmt.Fprintf(stdout, "%s (private, keep it secret and keep a backup)\n%s (public, for the gateways)\n%s (secret, for the gateways)\n%s (public, for auditors)\n%s (secret, for the sink)\n%s (public, for witnesses and auditors)\n",
+				filepath.Join(*out, privateFile), filepath.Join(*out, publicFile), filepath.Join(*out, signingFile), filepath.Join(*out, trustFile),
+				filepath.Join(*out, logKeyFile), filepath.Join(*out, logPubFile))
 		}
 	case "show":
 		if err = need("dir DIR", *dir); err == nil {
@@ -155,7 +168,8 @@ func keyCommand(_ context.Context, args []string, stdout, _ io.Writer) error {
 func newKeys(dir, name string) error {
 	private, public := filepath.Join(dir, privateFile), filepath.Join(dir, publicFile)
 	signing, trust := filepath.Join(dir, signingFile), filepath.Join(dir, trustFile)
-	for _, path := range []string{private, public, signing, trust} {
+	logKey, logPub := filepath.Join(dir, logKeyFile), filepath.Join(dir, logPubFile)
+	for _, path := range []string{private, public, signing, trust, logKey, logPub} {
 		if _, err := os.Lstat(path); err == nil {
 			return fmt.Errorf("%s is there already and is not replaced; choose another folder", path)
 		} else if !errors.Is(err, fs.ErrNotExist) {
@@ -165,6 +179,10 @@ func newKeys(dir, name string) error {
 	sign, verify, err := note.GenerateKey(nil, name)
 	if err != nil {
 		return fmt.Errorf("--name %q: %w: no spaces and no plus signs", name, err)
+	}
+	log, err := witness.NewKey(logPrefix+name, nil)
+	if err != nil {
+		return err
 	}
 	h, err := record.NewTenant()
 	if err != nil {
@@ -184,7 +202,8 @@ func newKeys(dir, name string) error {
 	if err := create(private, secret, 0o600); err != nil {
 		return err
 	}
-	return errors.Join(create(public, open, 0o644), create(signing, []byte(sign+"\n"), 0o600), create(trust, []byte(verify+"\n"), 0o644))
+	return errors.Join(create(public, open, 0o644), create(signing, []byte(sign+"\n"), 0o600), create(trust, []byte(verify+"\n"), 0o644),
+		create(logKey, []byte(log.Private()+"\n"), 0o600), create(logPub, []byte(log.LogKey()+"\n"), 0o644))
 }
 
 // create writes a file that must not exist, durably.

@@ -7,6 +7,8 @@
 //	journal    the gateway's own log: durable before anything is released
 //	transport  from the journal to the sink
 //	sink       from frames to segments
+//	sinklog    the sink's own log of all segments' checkpoints
+//	witness    cosigns logs, so that none is forked or rolled back
 //	vault      where segments and keys rest; written once, never changed
 //	retention  holds, and the end of retention
 //	keyring    opens bodies with the vault's keys and the tenant's keyset
@@ -48,6 +50,7 @@ func commands() []command {
 		{"expire", "delete what is past its retention", expireCommand},
 		{"reconcile", "hold the records against BigQuery's own list of jobs", reconcileCommand},
 		{"key", "make, rotate, retire and compare keys", keyCommand},
+		{"witness", "cosign the log of a sink, for another team", witnessCommand},
 		{"version", "print the version", versionCommand},
 	}
 }

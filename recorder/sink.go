@@ -15,6 +15,7 @@ import (
 const sinkHelp = `
 Usage: recorder sink --vault VAULT --listen unix:PATH
        recorder sink --vault VAULT --pubsub projects/P/subscriptions/S,... --ack-topic projects/P/topics/T
+                     [--log-key FILE [--witness URL=KEY]... [--quorum N]]
 
 Takes the records of gateways on this machine over a UNIX socket (mode 0660), or
 those of Google Cloud Pub/Sub, and writes them into the vault; a folder it makes
@@ -28,6 +29,13 @@ start it checks subscriptions, dead-letter topics, the answers' topic and its
 permissions, and says with which command to repair what is wrong. Run one sink for a
 subscription: two get in each other's way, though what they write is right.
 
+With --log-key it keeps a log of its own in the vault, under log/: the checkpoint that
+each stored segment ends with, in a Merkle tree that is signed with that key. Every
+--log-interval it is committed, and the witnesses are asked for cosignatures, also when
+nothing came. It shows a vault that is rolled back, and an end that is cut off: see
+"recorder verify --log-key". A witness that is down, or too few for the quorum, is an
+alarm in the logs and stops nothing.
+
 Runs until SIGTERM or SIGINT. Prints one line when it listens; logs are JSON on
 standard error.
 
@@ -36,6 +44,8 @@ Examples:
   recorder sink --vault vault.yaml --spool /var/spool/verbatim --listen unix:/run/verbatim/sink.sock
   recorder sink --vault vault.yaml --spool /var/spool/verbatim --ack-topic projects/evidence/topics/acks \\
     --pubsub projects/evidence/subscriptions/verbatim-sink-0,projects/evidence/subscriptions/verbatim-sink-1
+  recorder sink --vault /var/lib/verbatim/vault --listen unix:/run/verbatim/sink.sock \
+    --log-key log.key --witness https://witness.example="$(cat witness.pub)"
 `
 
 func sinkCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
@@ -47,6 +57,8 @@ func sinkCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (
 	ackTopic := f.String("ack-topic", "", "with --pubsub: the `TOPIC` for answers to gateways, projects/PROJECT/topics/ID")
 	outstanding := f.Int("outstanding", 256, "with --pubsub: `MIB` of messages to hold without acknowledgement, for each subscription: more than all gateways' unfinished segments")
 	spool := f.String("spool", "", "folder `DIR` for segments that are not whole yet, best on the vault's disk (default: .spool in a vault that is a folder)")
+	var o logFlags
+	f.logFlags(&o)
 	if _, err := f.parse(args, stdout); err != nil {
 		return err
 	}
@@ -54,6 +66,10 @@ func sinkCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (
 		return err
 	}
 	source, err := sinkSource(*listen, *subscriptions, *ackTopic, *outstanding)
+	if err != nil {
+		return err
+	}
+	logConfig, err := f.logConfig(&o)
 	if err != nil {
 		return err
 	}
@@ -69,7 +85,15 @@ func sinkCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (
 		return fmt.Errorf("sink: %w", err)
 	}
 	defer func() { err = errors.Join(err, v.Close()) }()
-	s, err := sink.New(sink.Config{Vault: v, Class: v.Longest(), Spool: *spool, Logger: log})
+	c := sink.Config{Vault: v, Class: v.Longest(), Spool: *spool, Logger: log}
+	if logConfig != nil {
+		stop, e := startLog(ctx, logConfig, v, log, &c)
+		if e != nil {
+			return e
+		}
+		defer func() { err = errors.Join(err, stop()) }() // after the server has ended
+	}
+	s, err := sink.New(c)
 	if err != nil {
 		return err
 	}

@@ -172,7 +172,7 @@ func TestJournalToVault(t *testing.T) {
 			if s.Header().Head != head || id.First != seq+1 {
 				t.Fatalf("%s does not go on from record %d", name, seq)
 			}
-			if head, err = checkSegment(t.Context(), v, name, id); err != nil {
+			if head, _, err = checkSegment(t.Context(), v, name, id); err != nil {
 				t.Fatal(err)
 			}
 			for {

@@ -30,6 +30,7 @@ import (
 	"time"
 
 	"verbatim.dev/recorder/record"
+	"verbatim.dev/recorder/sinklog"
 	"verbatim.dev/recorder/transport"
 	"verbatim.dev/recorder/vault"
 )
@@ -52,12 +53,20 @@ type Config struct {
 	// Class is the retention class of the segments, [vault.Set.Longest]: they
 	// outlast the parts of the other classes. Where it is empty it is each
 	// time the class of the segment's record that expires last.
-	Class  string
+	Class string
+	// Log, where set, takes each cut checkpoint once its segment is durable.
+	// When it refuses one the sink stops.
+	Log    Log
 	Logger *slog.Logger
 	// Alarm, where set, is called for each [Alarm], once, from the goroutine
 	// that takes the frame. It must not block.
 	Alarm func(Alarm)
 	Now   func() time.Time // nil: time.Now
+}
+
+// Log is the sink's own log, see package sinklog.
+type Log interface {
+	Append(ctx context.Context, c sinklog.Cut) error
 }
 
 // Alarm says that evidence is wrong: an epoch is refused, or the sink stopped.
@@ -230,7 +239,7 @@ func (st *stream) resume(ctx context.Context) error {
 		return err
 	}
 	if name != "" {
-		head, err := checkSegment(ctx, st.sink.c.Vault, name, id)
+		head, end, err := checkSegment(ctx, st.sink.c.Vault, name, id)
 		if err != nil {
 			var bad *vault.SegmentError
 			if errors.As(err, &bad) {
@@ -239,6 +248,10 @@ func (st *stream) resume(ctx context.Context) error {
 			return fmt.Errorf("sink: %w", err)
 		}
 		st.durable, st.base = id.Last, head
+		// Whoever stored it may not have come to log it.
+		if err := st.toLog(ctx, id.First, &end); err != nil {
+			return err
+		}
 	}
 	st.seq, st.head = st.durable, st.base
 	return nil
@@ -281,38 +294,39 @@ func (st *stream) lastSegment(ctx context.Context) (string, vault.Segment, error
 }
 
 // checkSegment reads a segment, checks it as Take checked its frames, and
-// returns the chain's head at its end. What is wrong with the segment itself
-// is a [vault.SegmentError].
-func checkSegment(ctx context.Context, v vault.Vault, name string, id vault.Segment) (record.ChainHead, error) {
+// returns the chain's head at its end and its cut checkpoint. What is wrong with
+// the segment itself is a [vault.SegmentError].
+func checkSegment(ctx context.Context, v vault.Vault, name string, id vault.Segment) (head record.ChainHead, end record.Frame, err error) {
 	r, closer, err := vault.OpenSegment(ctx, v, name)
 	if err != nil {
-		return record.ChainHead{}, err
+		return head, end, err
 	}
 	defer closer.Close()
-	seq, head, ended := id.First-1, r.Header().Head, false
+	seq, ended := id.First-1, false
+	head = r.Header().Head
 	for {
 		f, err := r.Next()
 		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
-			return head, err
+			return head, end, err
 		}
 		bad := func(format string, args ...any) error {
 			return &vault.SegmentError{Name: name, Offset: r.Offset(), Err: fmt.Errorf(format, args...)}
 		}
 		switch {
 		case ended:
-			return head, bad("a %s frame after the cut checkpoint", f.Kind)
+			return head, end, bad("a %s frame after the cut checkpoint", f.Kind)
 		case f.Kind == record.KindKey:
-			return head, bad("a key frame within a segment")
+			return head, end, bad("a key frame within a segment")
 		case f.Kind == record.KindCheckpoint:
 			if want, err := record.CheckpointHead(&f); err != nil || f.Sequence != seq || want != head {
-				return head, bad("the checkpoint for record %d does not fit the chain up to record %d", f.Sequence, seq)
+				return head, end, bad("the checkpoint for record %d does not fit the chain up to record %d", f.Sequence, seq)
 			}
-			ended = f.Flags&record.FlagCut != 0
+			ended, end = f.Flags&record.FlagCut != 0, f
 		case f.Sequence != seq+1:
-			return head, bad("record %d follows on record %d", f.Sequence, seq)
+			return head, end, bad("record %d follows on record %d", f.Sequence, seq)
 		case f.Kind == vault.KindAbsent:
 			seq, head = f.Sequence, head.Next([len(head)]byte(f.Body))
 		default:
@@ -320,9 +334,9 @@ func checkSegment(ctx context.Context, v vault.Vault, name string, id vault.Segm
 		}
 	}
 	if !ended || seq != id.Last {
-		return head, &vault.SegmentError{Name: name, Offset: r.Offset(), Err: fmt.Errorf("ends at record %d (cut checkpoint: %t), its name says %d", seq, ended, id.Last)}
+		return head, end, &vault.SegmentError{Name: name, Offset: r.Offset(), Err: fmt.Errorf("ends at record %d (cut checkpoint: %t), its name says %d", seq, ended, id.Last)}
 	}
-	return head, ctx.Err()
+	return head, end, ctx.Err()
 }
 
 // Held implements [transport.Stream].
@@ -501,10 +515,47 @@ func (st *stream) checkpoint(ctx context.Context, f *record.Frame) error {
 		return fmt.Errorf("sink: spool: %w", err)
 	}
 	st.checked = true
-	if cut {
-		return st.store(ctx)
+	if !cut {
+		return nil
+	}
+	if err := st.logs(f); err != nil {
+		return err
+	}
+	first := st.durable + 1
+	if err := st.store(ctx); err != nil {
+		return err
+	}
+	return st.toLog(ctx, first, f)
+}
+
+// logs refuses a cut checkpoint that would stand in the log for another epoch.
+func (st *stream) logs(f *record.Frame) error {
+	if st.sink.c.Log == nil {
+		return nil
+	}
+	s, err := record.Stated(f)
+	if err == nil && (s.Gateway != st.gateway || s.Epoch != st.epoch) {
+		err = fmt.Errorf("the checkpoint for record %d is of epoch %s of gateway %s", f.Sequence, s.Epoch, s.Gateway)
+	}
+	if err != nil {
+		return st.wrong(err)
 	}
 	return nil
+}
+
+// toLog puts the cut checkpoint of a stored segment into the log.
+func (st *stream) toLog(ctx context.Context, first uint64, f *record.Frame) error {
+	if st.sink.c.Log == nil {
+		return nil
+	}
+	if err := st.logs(f); err != nil {
+		return err
+	}
+	err := st.sink.c.Log.Append(ctx, sinklog.Cut{Epoch: st.epoch, First: first, Last: f.Sequence, Note: bytes.Clone(f.Body)})
+	if err != nil && ctx.Err() == nil {
+		return st.sink.stop(st, err)
+	}
+	return err
 }
 
 // store makes the spool's segment durable: its parts first, for what follows a
