@@ -262,7 +262,7 @@ func TestErased(t *testing.T) {
 		t.Fatalf("%d found, %+v, %v", len(got), stats, err)
 	}
 	for _, x := range got {
-		if !strings.Contains(x.Unreadable, "erased") || x.SQL != "" || x.Principal != nil {
+		if !strings.Contains(x.Unreadable, "is missing: no erasure names it") || x.Erased != "" || x.SQL != "" || x.Principal != nil {
 			t.Errorf("%+v", x)
 		}
 	}
