@@ -30,7 +30,6 @@ import (
 	"time"
 
 	"verbatim.dev/recorder/record"
-	"verbatim.dev/recorder/sinklog"
 	"verbatim.dev/recorder/transport"
 	"verbatim.dev/recorder/vault"
 )
@@ -66,7 +65,9 @@ type Config struct {
 
 // Log is the sink's own log, see package sinklog.
 type Log interface {
-	Append(ctx context.Context, c sinklog.Cut) error
+	// Append takes the cut checkpoint, a signed note, of the segment that holds
+	// these records.
+	Append(ctx context.Context, e record.Epoch, first, last uint64, note []byte) error
 }
 
 // Alarm says that evidence is wrong: an epoch is refused, or the sink stopped.
@@ -551,7 +552,7 @@ func (st *stream) toLog(ctx context.Context, first uint64, f *record.Frame) erro
 	if err := st.logs(f); err != nil {
 		return err
 	}
-	err := st.sink.c.Log.Append(ctx, sinklog.Cut{Epoch: st.epoch, First: first, Last: f.Sequence, Note: bytes.Clone(f.Body)})
+	err := st.sink.c.Log.Append(ctx, st.epoch, first, f.Sequence, bytes.Clone(f.Body))
 	if err != nil && ctx.Err() == nil {
 		return st.sink.stop(st, err)
 	}

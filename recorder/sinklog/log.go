@@ -78,11 +78,11 @@ type Config struct {
 	Now   func() time.Time // nil: time.Now
 }
 
-// Cut is a segment that is in the vault.
-type Cut struct {
+// cut is a segment that is in the vault, with its cut checkpoint.
+type cut struct {
 	Epoch       record.Epoch
 	First, Last uint64
-	Note        []byte // its cut checkpoint, signed
+	Note        []byte
 }
 
 // Stats are counts since the log was opened, and how it stands.
@@ -105,7 +105,7 @@ type Stats struct {
 type Log struct {
 	c     Config
 	log   *slog.Logger
-	queue chan Cut
+	queue chan cut
 	done  chan struct{} // closed when Run has ended
 
 	mu    sync.Mutex
@@ -119,7 +119,7 @@ type Log struct {
 	tiles    map[string][]byte // by name
 	staged   *step             // decided, but not written whole
 	logged   map[record.Epoch]uint64
-	pending  []Cut
+	pending  []cut
 	judged   map[record.Epoch]uint64 // up to where a gap was looked into
 	wrong    map[string]bool         // what has been alarmed and still is
 	awaiting time.Duration           // before the next try
@@ -150,7 +150,7 @@ func Open(ctx context.Context, c Config) (*Log, error) {
 		c.Now = time.Now
 	}
 	l := &Log{
-		c: c, log: c.Logger, queue: make(chan Cut, queueSize), done: make(chan struct{}), tiles: map[string][]byte{},
+		c: c, log: c.Logger, queue: make(chan cut, queueSize), done: make(chan struct{}), tiles: map[string][]byte{},
 		logged: map[record.Epoch]uint64{}, judged: map[record.Epoch]uint64{}, wrong: map[string]bool{},
 	}
 	if err := l.load(ctx); err != nil {
@@ -162,9 +162,11 @@ func Open(ctx context.Context, c Config) (*Log, error) {
 // Origin returns the log's name.
 func (l *Log) Origin() string { return l.c.Key.Name() }
 
-// Append takes a cut whose segment is durable in the vault. It waits while the
-// log is too far behind. After an error the sink must not go on.
-func (l *Log) Append(ctx context.Context, c Cut) error {
+// Append takes the cut checkpoint, a signed note, of a segment that is durable
+// in the vault and holds these records. It keeps the note. It waits while the log
+// is too far behind. After an error the sink must not go on.
+func (l *Log) Append(ctx context.Context, e record.Epoch, first, last uint64, note []byte) error {
+	c := cut{e, first, last, note}
 	if err := l.Err(); err != nil {
 		return err
 	}
@@ -539,7 +541,7 @@ func (l *Log) commitAll(ctx context.Context, due bool) error {
 
 // take drops the pending cuts that the log has.
 func (l *Log) take() {
-	l.pending = slices.DeleteFunc(l.pending, func(c Cut) bool { return c.Last <= l.logged[c.Epoch] })
+	l.pending = slices.DeleteFunc(l.pending, func(c cut) bool { return c.Last <= l.logged[c.Epoch] })
 	l.count(func(*Stats) {})
 }
 

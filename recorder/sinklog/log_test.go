@@ -63,7 +63,7 @@ func newGateway(n byte) *gateway {
 }
 
 // segment stores the next segment and returns its cut.
-func (g *gateway) segment(v vault.Vault) Cut {
+func (g *gateway) segment(v vault.Vault) cut {
 	g.seq++
 	f := record.Frame{Kind: record.KindHeartbeat, Sequence: g.seq, Time: testTime, Class: "standard", Body: []byte("{}")}
 	must(f.Encode(nil))
@@ -77,7 +77,7 @@ func (g *gateway) segment(v vault.Vault) Cut {
 	if err := v.Create(context.Background(), name, bytes.NewReader(b)); err != nil {
 		panic(err)
 	}
-	return Cut{Epoch: g.epoch, First: g.seq, Last: g.seq, Note: bytes.Clone(c.Body)}
+	return cut{Epoch: g.epoch, First: g.seq, Last: g.seq, Note: bytes.Clone(c.Body)}
 }
 
 // memory is a vault in memory.
@@ -152,7 +152,7 @@ func tryOpen(v vault.Vault, more ...func(*Config)) (*Log, error) {
 }
 
 // commit puts cuts into the log as Run does.
-func commit(ctx context.Context, l *Log, cuts ...Cut) error {
+func commit(ctx context.Context, l *Log, cuts ...cut) error {
 	l.pending = append(l.pending, cuts...)
 	return l.commitAll(ctx, true)
 }
@@ -233,7 +233,7 @@ func TestLog(t *testing.T) {
 	a, b := newGateway(1), newGateway(2)
 	want := 0
 	for i := range 700 {
-		cuts := []Cut{a.segment(v)}
+		cuts := []cut{a.segment(v)}
 		if i%3 == 0 {
 			cuts = append(cuts, b.segment(v))
 		}
@@ -280,7 +280,7 @@ func TestScan(t *testing.T) {
 	}
 	live := a.segment(v)
 	l := open(t, v, func(c *Config) { c.Interval = time.Millisecond })
-	if err := l.Append(t.Context(), live); err != nil {
+	if err := l.append(t.Context(), live); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -289,7 +289,7 @@ func TestScan(t *testing.T) {
 	for l.Stats().Size < 1201 {
 		time.Sleep(time.Millisecond)
 	}
-	if err := l.Append(t.Context(), b.segment(v)); err != nil {
+	if err := l.append(t.Context(), b.segment(v)); err != nil {
 		t.Fatal(err)
 	}
 	cancel()
@@ -299,9 +299,9 @@ func TestScan(t *testing.T) {
 	if got := len(logOf(t, v)); got != 1202 {
 		t.Fatalf("%d entries", got)
 	}
-	if err := l.Append(t.Context(), a.segment(v)); err == nil {
+	if err := l.append(t.Context(), a.segment(v)); err == nil {
 		for range queueSize {
-			if err = l.Append(t.Context(), live); err != nil {
+			if err = l.append(t.Context(), live); err != nil {
 				break
 			}
 		}
@@ -467,6 +467,10 @@ func TestFaults(t *testing.T) {
 	}
 }
 
+func (l *Log) append(ctx context.Context, c cut) error {
+	return l.Append(ctx, c.Epoch, c.First, c.Last, c.Note)
+}
+
 // begin2 is begin without trying again.
 func (l *Log) begin2(ctx context.Context) error {
 	if err := l.index(ctx); err != nil {
@@ -541,7 +545,7 @@ func TestConflict(t *testing.T) {
 	g := newGateway(1)
 	l := open(t, m)
 	m.objects[BundleName(0, 1)] = "other"
-	if err := l.Append(t.Context(), g.segment(m)); err != nil {
+	if err := l.append(t.Context(), g.segment(m)); err != nil {
 		t.Fatal(err)
 	}
 	var alarms []string
@@ -549,7 +553,7 @@ func TestConflict(t *testing.T) {
 	if err := l.Run(t.Context()); !errors.Is(err, vault.ErrConflict) {
 		t.Fatal(err)
 	}
-	if err := l.Append(t.Context(), g.segment(m)); !errors.Is(err, vault.ErrConflict) {
+	if err := l.append(t.Context(), g.segment(m)); !errors.Is(err, vault.ErrConflict) {
 		t.Fatal(err)
 	}
 	if len(alarms) != 1 || l.Stats().Alarms != 1 {

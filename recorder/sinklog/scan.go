@@ -54,7 +54,7 @@ func (l *Log) scan(ctx context.Context) error {
 		if err != nil || id.Part || id.Last <= l.logged[id.Epoch] || skip[id.Epoch] {
 			continue
 		}
-		cut, err := lastCut(ctx, l.c.Vault, name, id)
+		last, err := lastCut(ctx, l.c.Vault, name, id)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -67,7 +67,7 @@ func (l *Log) scan(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		l.pending = append(l.pending, cut)
+		l.pending = append(l.pending, last)
 		added++
 		for len(l.pending) >= TileWidth {
 			if err := l.commit(ctx); err != nil {
@@ -109,10 +109,10 @@ func (l *Log) gaps(ctx context.Context) error {
 }
 
 // lastCut reads a segment to its end and returns its cut checkpoint.
-func lastCut(ctx context.Context, v vault.Vault, name string, id vault.Segment) (Cut, error) {
+func lastCut(ctx context.Context, v vault.Vault, name string, id vault.Segment) (cut, error) {
 	r, closer, err := vault.OpenSegment(ctx, v, name)
 	if err != nil {
-		return Cut{}, err
+		return cut{}, err
 	}
 	defer closer.Close()
 	var last record.Frame
@@ -122,7 +122,7 @@ func lastCut(ctx context.Context, v vault.Vault, name string, id vault.Segment) 
 			break
 		}
 		if err != nil {
-			return Cut{}, err
+			return cut{}, err
 		}
 		last = f
 	}
@@ -134,7 +134,7 @@ func lastCut(ctx context.Context, v vault.Vault, name string, id vault.Segment) 
 		err = fmt.Errorf("its cut checkpoint is of epoch %s of gateway %s", s.Epoch, s.Gateway)
 	}
 	if err != nil {
-		return Cut{}, &vault.SegmentError{Name: name, Offset: r.Offset(), Err: err}
+		return cut{}, &vault.SegmentError{Name: name, Offset: r.Offset(), Err: err}
 	}
-	return Cut{Epoch: id.Epoch, First: id.First, Last: id.Last, Note: last.Body}, nil
+	return cut{Epoch: id.Epoch, First: id.First, Last: id.Last, Note: last.Body}, nil
 }
