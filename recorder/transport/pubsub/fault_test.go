@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -12,6 +14,7 @@ import (
 	"time"
 
 	"cloud.google.com/go/pubsub/v2/apiv1/pubsubpb"
+	"cloud.google.com/go/pubsub/v2/pstest"
 	"google.golang.org/grpc"
 
 	"verbatim.dev/recorder/record"
@@ -153,8 +156,66 @@ func TestRestartedGateway(t *testing.T) {
 	}
 	stop()
 	same(t, snapshot(t, v), want)
+	if st := server.Stats(); st.Poison != 0 {
+		t.Errorf("%+v", st)
+	}
 	if limit := uint64(len(all) + 5*60); frames > limit { // an unfinished segment each time
 		t.Errorf("%d frames were published for %d", frames, len(all))
+	}
+}
+
+// Pub/Sub keeps what is in no whole segment, also when the sink stops.
+func TestAcknowledgedWhenDurable(t *testing.T) {
+	all := items(t, script{epoch: 1, batches: 50, body: 2000, perCut: 20, uncut: true})
+	c := newCloud(t)
+	v := openFolder(t, t.TempDir()+"/vault", true)
+	server, s := newServer(t, ServerConfig{Options: c.options(nil)}), newSink(t, v)
+	_, stop := start(t, func(ctx context.Context) error { return server.Serve(ctx, s) })
+	j := newJournal(all)
+	client := newClient(t, ClientConfig{Options: c.options(nil), Message: 4000})
+	_, end := start(t, func(ctx context.Context) error { return client.Ship(ctx, j.journal()) })
+	eventually(t, "two segments and a part are taken", func() bool {
+		server.mu.Lock()
+		epochs := slices.Collect(maps.Values(server.epochs))
+		server.mu.Unlock()
+		for _, e := range epochs {
+			e.mu.Lock()
+			at := e.at.seq
+			e.mu.Unlock()
+			if at == all[len(all)-1].Frame.Sequence {
+				return true
+			}
+		}
+		return false
+	})
+	eventually(t, "some are acknowledged", func() bool {
+		return slices.ContainsFunc(c.Messages(), func(m *pstest.Message) bool { return m.Acks > 0 && m.Attributes["type"] == typeFrames })
+	})
+	end()
+	stop()
+	var held uint64
+	for n := range snapshot(t, v) {
+		if id, err := vault.ParseSegmentName(n); err == nil {
+			held = max(held, id.Last)
+		}
+	}
+	var durable, kept int
+	for _, m := range c.Messages() {
+		f, err := parseFrames(m.Attributes, m.Data)
+		if err != nil || f.ask {
+			continue
+		}
+		switch {
+		case f.upto.seq > held && m.Acks > 0:
+			t.Errorf("message %s to %s is acknowledged, the vault holds %d", f.after, f.upto, held)
+		case f.upto.seq > held:
+			kept++
+		case m.Acks > 0:
+			durable++
+		}
+	}
+	if durable == 0 || kept == 0 {
+		t.Errorf("%d messages are acknowledged, %d kept", durable, kept)
 	}
 }
 
