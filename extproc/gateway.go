@@ -46,7 +46,7 @@ type gateway struct {
 
 // maxOwned is how many jobs, uploads and tables this replica remembers the
 // owners of. What was forgotten is asked of BigQuery.
-const maxOwned = 200_000
+const maxOwned = 100_000
 
 func newGateway(log *slog.Logger) *gateway {
 	return &gateway{log: log, owners: bigquery.NewOwners(maxOwned), jobs: server.NewJobs(20_000), sources: map[string]credential.Source{}}

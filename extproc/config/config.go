@@ -76,7 +76,7 @@ type Limits struct {
 
 // BaseMemory is what the process takes with no exchange: the program, policy,
 // keys and caches.
-const BaseMemory Size = 96 << 20
+const BaseMemory Size = 128 << 20
 
 // LeastShare is the smallest share with which an exchange can go on alone: one
 // message of Envoy's, the same bytes once more in records that are not durable

@@ -373,7 +373,8 @@ func (k *checker) transport() {
 
 func (k *checker) retention() {
 	r := k.c.Retention
-	for name, d := range r.Classes {
+	for _, name := range slices.Sorted(maps.Keys(r.Classes)) {
+		d := r.Classes[name]
 		at := "retention.classes." + name
 		if !gatewayName.MatchString(name) {
 			k.at(at, "retention class %q is no name: use 1 to 40 of a-z, 0-9 and -", short(name))

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"verbatim.dev/deploy/local/emulator"
+	"verbatim.dev/extproc/config"
 	"verbatim.dev/recorder/record"
 	"verbatim.dev/recorder/search"
 	"verbatim.dev/test/harness"
@@ -120,6 +121,55 @@ func TestLargeBodiesInLittleMemory(t *testing.T) {
 	}
 	r.Verify() // opens every payload and holds it to its digest
 	memory("after all")
+}
+
+// TestStalledClientsKeepToTheMemoryFormula fills every exchange that there may
+// be with a response that nobody reads: the memory stays within the formula, and
+// whoever comes when one leaves makes progress on the share that is sure to it.
+func TestStalledClientsKeepToTheMemoryFormula(t *testing.T) {
+	limits := config.Default().Limits
+	limits.Exchanges, limits.Budget, limits.RequestBody = 64, 8<<20, 1<<20
+	r := large{harness.Start(t, harness.Options{Configure: func(m map[string]any) {
+		m["limits"] = map[string]any{"exchanges": limits.Exchanges, "budget": limits.Budget.String(), "request_body": limits.RequestBody.String()}
+	}})}
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	var streams []*harness.Stream
+	defer func() {
+		for _, s := range streams {
+			s.Close()
+		}
+	}()
+	for range limits.Exchanges {
+		s := r.OpenQuery(ctx, "agent", harness.Synthetic(50_000_000))
+		if s.Err != nil || s.Status != http.StatusOK {
+			t.Fatalf("status %d, %v", s.Status, s.Err)
+		}
+		streams = append(streams, s)
+	}
+	// Until nothing moves any more.
+	before := r.Stats().Journal.Bytes
+	r.Await("the responses stall", func() bool {
+		time.Sleep(500 * time.Millisecond)
+		now := r.Stats().Journal.Bytes
+		moved := now - before
+		before = now
+		return moved < 1<<20
+	})
+	if s := r.Stats(); s.Open != uint64(limits.Exchanges) || s.Budget > limits.Budget.Bytes() {
+		t.Errorf("%d exchanges are open and hold %d bytes of a budget of %d", s.Open, s.Budget, limits.Budget)
+	}
+	if a := r.Query(ctx, "agent", "SELECT 1"); a.Status != http.StatusServiceUnavailable || !strings.Contains(a.Message(), "at_capacity") {
+		t.Errorf("one too many: status %d, %q", a.Status, a.Message())
+	}
+	streams[0].Close()
+	r.Await("the one that left is gone", func() bool { return r.Stats().Open < uint64(limits.Exchanges) })
+	r.download(ctx, t, 20_000_000)
+	now, peak := harness.Memory(t, r.Extproc.Pid())
+	t.Logf("the gateway has %d MiB, at most %d; the formula says %s", now>>20, peak>>20, limits.Memory())
+	if peak > limits.Memory().Bytes() && !harness.Race {
+		t.Errorf("the gateway's memory reached %d MiB, the formula says %s", peak>>20, limits.Memory())
+	}
 }
 
 // large is a rig that moves much.
