@@ -13,6 +13,7 @@
 //	retention  holds, and the end of retention
 //	keyring    opens bodies with the vault's keys and the tenant's keyset
 //	ledger     proves what a vault holds
+//	bundle     evidence to hand out: a selection with what proves and opens it
 //	search     finds exchanges and shows one whole
 //	reconcile  holds records against BigQuery's own list of jobs
 //
@@ -49,6 +50,8 @@ func commands() []command {
 		{"erase", "make what was recorded unreadable for good", eraseCommand},
 		{"expire", "delete what is past its retention", expireCommand},
 		{"reconcile", "hold the records against BigQuery's own list of jobs", reconcileCommand},
+		{"prove", "write a proof of one record, which needs no vault to verify", proveCommand},
+		{"export", "write a bundle of evidence that verifies with no vault", exportCommand},
 		{"key", "make, rotate, retire and compare keys", keyCommand},
 		{"witness", "cosign the log of a sink, for another team", witnessCommand},
 		{"version", "print the version", versionCommand},

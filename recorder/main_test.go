@@ -62,6 +62,7 @@ func TestScripts(t *testing.T) {
 				ts.Check(err)
 				ts.Setenv("ERASURE", strings.TrimSuffix(filepath.Base(names[len(names)-1]), ".note"))
 			},
+			"receipt": firstReceipt,
 			"oldest": func(ts *testscript.TestScript, neg bool, args []string) {
 				key, _, _ := strings.Cut(ts.ReadFile(args[0]+"/deployment.pub"), "\n")
 				ts.Setenv("OLDEST", record.Fingerprint(key))
@@ -97,6 +98,7 @@ var random = []*regexp.Regexp{
 	regexp.MustCompile(`(key )[0-9a-f]{32}`),
 	regexp.MustCompile(`(?m)^( {12})[0-9a-f]{32}`),
 	regexp.MustCompile(`(deployment\+)[0-9a-f]{8}`),
+	regexp.MustCompile(`(made )\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`),
 	regexp.MustCompile(`("root": ")[0-9a-f]{64}`),
 	regexp.MustCompile(`("checkpoint": ")[^"]+`),
 }
@@ -133,6 +135,17 @@ func flip(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	b[at] ^= 1
 	ts.Check(os.WriteFile(name, b, 0o600))
+}
+
+// firstReceipt sets a variable to the first receipt of a file: receipt NAME FILE.
+func firstReceipt(ts *testscript.TestScript, neg bool, args []string) {
+	for line := range strings.Lines(ts.ReadFile(args[1])) {
+		if line[0] != '#' {
+			ts.Setenv(args[0], strings.TrimSpace(line))
+			return
+		}
+	}
+	ts.Fatalf("%s holds no receipt", args[1])
 }
 
 // waitFor waits until a file is there.

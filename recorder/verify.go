@@ -16,6 +16,8 @@ const verifyHelp = `
 Usage: recorder verify [--vault DIR] [--keyset FILE] [--trust FILE|KEY]...
                        [--checkpoint FILE]... [--receipt RECEIPT|FILE]...
                        [--gateways FILE] [--format text|json]
+       recorder verify --proof FILE [--trust ...] [--receipt RECEIPT]
+       recorder verify BUNDLE.zip [--trust ...] [--receipt RECEIPT]
 
 Reads the whole vault and proves that its records are whole, in order and
 unchanged: checksums, digests, the chain and Merkle tree of each epoch with every
@@ -36,6 +38,9 @@ What is trusted comes from you, never from the vault:
   --gateways    a file of the gateways that must be there, one a line, with how long each
                 may be silent ("gw-1 15m"; "gw-old -" for ever).
 
+With --proof it checks a proof that "recorder prove" wrote instead, and with a file an
+evidence bundle of "recorder export"; neither needs a vault.
+
 Exit code 0: sound. 1: not sound; the first record that is wrong is named, with its
 segment, sequence and byte. 2: wrong arguments. 3: the vault could not be read.
 A data key that was erased, or is missing, is reported, and is no fault of the records:
@@ -47,6 +52,8 @@ Examples:
   recorder verify --trust deployment.pub --format json >kept/$(date -I).json
   recorder verify --trust deployment.pub --checkpoint kept/2026-03-14.json
   recorder verify --trust deployment.pub --receipt "$RECEIPT" --gateways gateways.txt
+  recorder verify --proof query.tlog-proof --trust deployment.pub
+  recorder verify evidence.zip --trust deployment.pub
 `
 
 // mostAnchors bounds the files of checkpoints and receipts that are read.
@@ -134,12 +141,27 @@ func verifyCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 	f.Var(&a.checkpoints, "checkpoint", "an earlier report or a checkpoint's note, kept elsewhere: `FILE`; several allowed")
 	f.Var(&a.receipts, "receipt", "a caller's `RECEIPT`, or a file with one a line; several allowed")
 	f.StringVar(&a.gateways, "gateways", "", "the register of gateways: `FILE`")
+	proof := f.String("proof", "", "check this proof `FILE` instead of a vault")
 	format := f.String("format", "text", "`FORMAT` of the output: text or json")
-	if _, err := f.parse(args, stdout); err != nil {
+	rest, err := f.parse(args, stdout, "BUNDLE.zip?")
+	if err != nil {
 		return err
 	}
 	if err := f.choice("format", *format, "text", "json"); err != nil {
 		return err
+	}
+	if len(rest) > 0 || *proof != "" {
+		if len(rest) > 0 && *proof != "" || p.vault != "" || a.gateways != "" || len(a.checkpoints) > 0 {
+			return &usageError{"verify: a proof or a bundle goes with --trust, --receipt and --format only", f.see()}
+		}
+		o, err := a.options(f, "")
+		if err != nil {
+			return err
+		}
+		if *proof != "" {
+			return verifyProof(*proof, o, *format, stdout)
+		}
+		return verifyBundle(ctx, rest[0], o, *format, stdout)
 	}
 	v, err := f.open(ctx, &p)
 	if err != nil {

@@ -54,13 +54,7 @@ const mostMissing = 20
 // about the reading alone: a vault that does not answer, or ctx that ended.
 // The vault may grow meanwhile.
 func Verify(ctx context.Context, v Vault, o Options) (*Report, error) {
-	if o.Findings <= 0 {
-		o.Findings = 100
-	}
-	if o.Now == nil {
-		o.Now = time.Now
-	}
-	c := newVerifier(ctx, v, o)
+	c := newVerifier(ctx, v, defaults(o))
 	defer c.stop()
 	c.anchors(o.Checkpoints)
 	c.receipts(o.Receipts)
@@ -86,6 +80,16 @@ func Verify(ctx context.Context, v Vault, o Options) (*Report, error) {
 	c.stop()
 	c.settle()
 	return c.report, nil
+}
+
+func defaults(o Options) Options {
+	if o.Findings <= 0 {
+		o.Findings = 100
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	return o
 }
 
 func newVerifier(ctx context.Context, v Vault, o Options) *verifier {
@@ -170,6 +174,7 @@ type verifier struct {
 	order      int64
 	signatures *signatures
 	stopped    bool
+	withheld   bool // payload was left out: totals are not compared
 }
 
 // place is where a record lies.
