@@ -245,7 +245,9 @@ func TestForged(t *testing.T) {
 		{name: "key of another epoch", code: ledger.SignerWrong, text: "the epoch is", do: func(x tamperer) {
 			x.later(x.first(), cite(func(o *record.Open) { o.Key = attacker.Public() }))
 		}},
-		{name: "signed by the retired key alone", options: ledger.Options{Trust: trust(t, ownKey)}, code: ledger.CertificateWrong, do: func(tamperer) {}},
+		{name: "certified by a retired key", options: ledger.Options{Trust: trust(t, deploymentKey+" retired 2026-03-14T12:00:00Z")}, code: ledger.CertificateWrong, text: "retired", unseen: true, do: func(tamperer) {}},
+		{name: "certified by a key of later", options: ledger.Options{Trust: trust(t, deploymentKey+" from 2026-04-14T12:00:00Z")}, code: ledger.CertificateWrong, unseen: true, do: func(tamperer) {}},
+		{name: "certified by another key", options: ledger.Options{Trust: trust(t, ownKey)}, code: ledger.CertificateWrong, do: func(tamperer) {}},
 		{name: "old checkpoint replayed", code: ledger.ChainWrong, text: "in a frame of sequence", do: func(x tamperer) {
 			x.edit(x.first(), func(_ *vault.Header, f []record.Frame) []record.Frame {
 				f[at(f, record.KindCheckpoint, 2)].Body = f[at(f, record.KindCheckpoint, 0)].Body
