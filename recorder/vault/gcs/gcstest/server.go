@@ -151,12 +151,12 @@ func (s *Server) Count(permission string) int {
 // Objects returns the names in a bucket, sorted.
 func (s *Server) Objects(t testing.TB, bucket string) []string {
 	t.Helper()
-	objects, _, err := s.fake.ListObjects(bucket, "", "", false)
+	list, err := s.fake.ListObjectsWithOptionsPaginated(bucket, fakestorage.ListOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	var names []string
-	for _, o := range objects {
+	for _, o := range list.Objects {
 		names = append(names, o.Name)
 	}
 	slices.Sort(names)
