@@ -178,6 +178,9 @@ type Stats struct {
 	Journal journal.Stats `json:"journal"`
 }
 
+// StatsURL is where the gateway says its figures.
+func (r *Rig) StatsURL() string { return "http://" + r.stats }
+
 // Stats asks the gateway.
 func (r *Rig) Stats() Stats {
 	r.t.Helper()
