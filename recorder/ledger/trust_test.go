@@ -179,7 +179,13 @@ func TestForged(t *testing.T) {
 			}
 		}
 	}
-	dropTail := func(x tamperer) { delete(x.v.Files, x.segment("2026-03-15", "gw-1", -1)) }
+	// dropTail leaves the first two segments of gw-1's first epoch.
+	dropTail := func(x tamperer) {
+		drop("segments/dt=2026-03-15/")(x)
+		for _, name := range x.v.Names("segments/dt=2026-03-14/gw-1/")[2:] {
+			delete(x.v.Files, name)
+		}
+	}
 	forge := func(o forger) func(x tamperer) { return func(x tamperer) { o.forge(x, "gw-1") } }
 	full, g, _ := gateways()
 	last := record.ID{Epoch: g.Epoch, Sequence: 2} // of the last epoch
@@ -276,17 +282,12 @@ func TestForged(t *testing.T) {
 		{name: "last epoch dropped, with a kept report", options: ledger.Options{Checkpoints: kept(t, full)}, code: ledger.RolledBack, text: "not in the vault", unseen: true,
 			do: drop(ledgerOf(g))},
 		{name: "last epoch dropped, with a receipt", options: ledger.Options{Receipts: []record.Receipt{receipt}}, code: ledger.ReceiptUnproven, unseen: true, do: drop(ledgerOf(g))},
-		{name: "tail dropped, with a kept report", options: ledger.Options{Checkpoints: kept(t, full)}, code: ledger.RolledBack, unseen: true, do: dropTail},
-		{name: "tail dropped, with a kept note", options: ledger.Options{Checkpoints: note1(3)}, code: ledger.RolledBack, unseen: true, do: dropTail},
+		{name: "tail dropped, with a kept report", options: ledger.Options{Checkpoints: kept(t, full)}, code: ledger.RolledBack, text: "the epoch ends here", unseen: true, do: dropTail},
+		{name: "tail dropped, with a kept note", options: ledger.Options{Checkpoints: note1(0)}, code: ledger.RolledBack, text: "the epoch ends here", unseen: true, do: dropTail},
 		{name: "segments, checkpoints and epochs rolled back together", options: ledger.Options{Trust: anchored.Trust, Checkpoints: kept(t, full)}, code: ledger.RolledBack, unseen: true,
 			do: drop("segments/dt=2026-03-15/gw-1/")},
 		{name: "the same, with a receipt of the epoch", options: ledger.Options{Receipts: []record.Receipt{g.Receipt(record.ID{Epoch: crashed.Epoch, Sequence: 22})}}, code: ledger.Omitted, unseen: true,
-			do: func(x tamperer) {
-				drop("segments/dt=2026-03-15/")(x)
-				for _, name := range x.v.Names("segments/dt=2026-03-14/gw-1/")[2:] {
-					delete(x.v.Files, name)
-				}
-			}},
+			do: dropTail},
 		{name: "record replaced, with its receipt", options: ledger.Options{Receipts: []record.Receipt{early}}, code: ledger.ReceiptForged, text: "or the vault's epoch is", unseen: true,
 			do: forge(forger{change: swapSQL, resign: true, named: true})},
 		{name: "record replaced, key kept, with its receipt", options: ledger.Options{Receipts: []record.Receipt{early}}, code: ledger.Replaced, do: forge(forger{change: func(_ string, f []record.Frame) []record.Frame {
@@ -518,4 +519,59 @@ func FuzzParseHeads(f *testing.F) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestKeptExpires holds that what has expired is no roll-back and no omission,
+// and that before its time it is.
+func TestKeptExpires(t *testing.T) {
+	v := ledgertest.New()
+	g := ledgertest.NewGateway(v, "gw-1", public)
+	g.Deployment = deployment
+	g.Begin()
+	old := g.Run(query(1))
+	g.Cut()
+	later := g.Run(query(2))
+	g.Crash()
+	first := g.Epoch
+	g.Now = g.Now.Add(time.Hour)
+	g.Begin()
+	g.Run(query(3))
+	g.Cut()
+	o := ledger.Options{
+		Trust: trust(t, deploymentKey), Checkpoints: kept(t, v), Receipts: []record.Receipt{g.Receipt(old), g.Receipt(later)},
+		Retention: 365 * 24 * time.Hour,
+	}
+	names := v.Names("segments/")
+	if len(names) != 3 {
+		t.Fatal(names)
+	}
+	due, before := ledgertest.Start.AddDate(1, 0, 1), ledgertest.Start.AddDate(0, 11, 0)
+	for n, want := range [][]string{{"recorded", "recorded"}, {"expired", "expired"}, {"expired", "expired"}} {
+		c := v.Clone()
+		for _, name := range c.Names("segments/") {
+			if m, err := vault.ParseSegmentName(name); err != nil || m.Epoch == first && n > 0 {
+				if n == 1 && m.First > 1 {
+					continue // the epoch's second segment stays
+				}
+				delete(c.Files, name)
+			}
+		}
+		r := verifyAt(t, c, nil, o, due)
+		for _, f := range r.Findings {
+			t.Errorf("%d: %s: %s", n, f.Code, f)
+		}
+		for i, x := range r.Receipts {
+			if x.State != want[i] {
+				t.Errorf("%d: receipt %d is %s, want %s", n, i, x.State, want[i])
+			}
+		}
+		if n == 1 && (len(r.Notices) != 1 || r.Notices[0].Code != ledger.KeyExpired) {
+			t.Errorf("notices %v", r.Notices)
+		}
+		if n > 0 {
+			if r := verifyAt(t, c, nil, o, before); r.Sound {
+				t.Errorf("%d: nothing was found before the time", n)
+			}
+		}
+	}
 }
