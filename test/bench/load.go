@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -40,13 +41,17 @@ func loadMain(args []string) error {
 	size := fs.Int64("bytes", 0, "")
 	count := fs.Int("count", 0, "")
 	duration := fs.Duration("duration", time.Second, "")
+	novel := fs.Bool("novel", false, "")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
-	sql := "SELECT name, sum(number) AS n FROM `demo-project.shop.orders` WHERE state = @state GROUP BY name ORDER BY n DESC LIMIT 10"
+	sql := "SELECT name, sum(number) AS n FROM `demo-project.shop.orders` WHERE state = @state AND number > " + counter + " GROUP BY name ORDER BY n DESC LIMIT 10"
 	want := int64(smallAnswer)
+	if *novel {
+		sql = strings.Replace(sql, "AS n ", "AS n"+counter+" ", 1)
+	}
 	if *size > 0 {
-		sql, want = fmt.Sprintf("SELECT /*verbatim:bytes=%d*/ v FROM `demo-project.shop.orders`", *size), *size
+		sql, want = fmt.Sprintf("SELECT /*verbatim:bytes=%d*/ v FROM `demo-project.shop.orders` WHERE number > "+counter, *size), *size
 	}
 	query := map[string]any{"query": sql, "useLegacySql": false, "location": "US"}
 	if *size == 0 {
@@ -67,6 +72,7 @@ func loadMain(args []string) error {
 		stop = make(chan struct{})
 	)
 	for i := range all {
+		all[i].id = i
 		if err := all[i].connect(*target); err != nil {
 			return err
 		}
@@ -82,7 +88,7 @@ func loadMain(args []string) error {
 	}
 	began := time.Now()
 	for i := range all {
-		wg.Go(func() { all[i].run(*target, request, want, *count, stop) })
+		wg.Go(func() { all[i].run(*target, bytes.Clone(request), want, *count, stop) })
 	}
 	if *count == 0 {
 		time.Sleep(*duration)
@@ -114,8 +120,25 @@ func quantile(d []time.Duration, q float64) time.Duration {
 	return d[min(int(q*float64(len(d))), len(d)-1)]
 }
 
+// counter stands in the SQL where each request has a number of its own: agents
+// ask the same kinds of questions, never the same one.
+const counter = "00000000"
+
+// placesOf returns where the counter stands in a request.
+func placesOf(request []byte) (places []int) {
+	for at := 0; ; at += len(counter) {
+		i := bytes.Index(request[at:], []byte(counter))
+		if i < 0 {
+			return places
+		}
+		at += i
+		places = append(places, at)
+	}
+}
+
 // client is one connection.
 type client struct {
+	id    int
 	conn  net.Conn
 	r     *bufio.Reader
 	line  []byte
@@ -141,11 +164,17 @@ func (c *client) connect(target string) (err error) {
 }
 
 func (c *client) run(target string, request []byte, want int64, count int, stop <-chan struct{}) {
+	places := placesOf(request)
+	var digits []byte
 	for i := 0; count == 0 || i < count; i++ {
 		select {
 		case <-stop:
 			return
 		default:
+		}
+		digits = fmt.Appendf(digits[:0], "%0*d", len(counter), c.id*1_000_000+i)
+		for _, at := range places {
+			copy(request[at:], digits)
 		}
 		began := time.Now()
 		n, err := c.exchange(request)

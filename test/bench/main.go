@@ -89,6 +89,7 @@ type load struct {
 	Clients int
 	Bytes   int64 // of the result; 0: the small answer
 	Count   int   // requests of each client; 0: as many as fit into the duration
+	Novel   bool  // no query has the words of another, so that nothing known of one serves the next
 }
 
 func loads(quick bool) []load {
@@ -97,6 +98,7 @@ func loads(quick bool) []load {
 		{Name: "small-1", Clients: 1},
 		{Name: "small-16", Clients: 16},
 		{Name: "small-64", Clients: 64},
+		{Name: "novel-16", Clients: 16, Novel: true},
 	}
 	if quick {
 		large.Count = 1
@@ -205,7 +207,7 @@ func (r *rig) measure(ctx context.Context, row *row, l load, o options, round in
 // runLoad runs the load generator as a process of its own.
 func runLoad(ctx context.Context, target, token string, l load, d time.Duration) (*loadResult, float64, error) {
 	args := []string{"-role", "load", "-target", target, "-clients", fmt.Sprint(l.Clients), "-bytes", fmt.Sprint(l.Bytes),
-		"-count", fmt.Sprint(l.Count), "-duration", d.String()}
+		"-count", fmt.Sprint(l.Count), "-duration", d.String(), fmt.Sprintf("-novel=%t", l.Novel)}
 	out, state, err := self(ctx, "VERBATIM_BENCH_TOKEN="+token, args...)
 	if err != nil {
 		return nil, 0, fmt.Errorf("load: %w", err)
