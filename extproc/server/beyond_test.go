@@ -26,6 +26,8 @@ func TestBeyond(t *testing.T) {
 		{"function in Cloud Storage", bigquery.Facts{FunctionURIs: []string{"gs://b/f.js"}}, "function_resource"},
 		{"function inline", bigquery.Facts{FunctionCode: []string{"x"}}, "function_resource"},
 		{"template", bigquery.Facts{TemplateSuffix: "_x"}, "template_suffix"},
+		{"Node's own", bigquery.Facts{Unknown: []string{"configuration.query.types"}}, ""},
+		{"unknown beside Node's own", bigquery.Facts{Unknown: []string{"configuration.query.types", "configuration.query.newThing"}}, "field_unknown"},
 		{"unknown", bigquery.Facts{Unknown: []string{"configuration.query.newThing"}}, "field_unknown"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
