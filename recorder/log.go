@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"verbatim.dev/recorder/ledger"
 	"verbatim.dev/recorder/sink"
 	"verbatim.dev/recorder/sinklog"
 	"verbatim.dev/recorder/vault"
@@ -124,4 +125,106 @@ func startLog(ctx context.Context, c *sinklog.Config, v vault.Vault, logger *slo
 		}
 		return err
 	}, nil
+}
+
+// logAnchors are the flags of what a verifier knows of the sink's log.
+type logAnchors struct {
+	key                    string
+	witnesses, checkpoints texts
+	quorum                 int
+	behind                 time.Duration
+}
+
+func (f *flags) logAnchors(a *logAnchors) {
+	f.StringVar(&a.key, "log-key", "", "the public key `FILE` of the sink's own log (log.pub): what it has must be in the vault")
+	f.Var(&a.witnesses, "witness", "a witness of the log: its public `KEY`, or a file with it; several allowed")
+	f.IntVar(&a.quorum, "quorum", 0, "how many of the witnesses must have cosigned, `N` (default 0: all)")
+	f.Var(&a.checkpoints, "log-checkpoint", "a checkpoint of the log, kept elsewhere or from a witness: `FILE`; several allowed")
+	f.DurationVar(&a.behind, "behind", 0, "a finding where the last cosigned checkpoint is older than `DURATION` (default 0s: any age)")
+}
+
+// given reports whether any of the flags was given.
+func (a *logAnchors) given() bool {
+	return a.key != "" || len(a.witnesses)+len(a.checkpoints) > 0 || a.quorum != 0 || a.behind != 0
+}
+
+func (f *flags) logTrust(a *logAnchors) (*ledger.Log, error) {
+	wrong := func(format string, args ...any) error {
+		return &usageError{f.name + ": " + fmt.Sprintf(format, args...), f.see()}
+	}
+	if a.key == "" {
+		if a.given() {
+			return nil, wrong("--witness, --quorum, --log-checkpoint and --behind are about the sink's log, which needs --log-key")
+		}
+		return nil, nil
+	}
+	_, key, err := readLogKey(a.key)
+	if err != nil {
+		return nil, wrong("--log-key: %v", err)
+	}
+	o := &ledger.Log{Key: key, Quorum: a.quorum, Behind: a.behind}
+	for _, text := range a.witnesses {
+		v, err := witness.NewVerifier(text)
+		if err != nil {
+			b, readErr := readKeyFile(text)
+			if readErr != nil {
+				return nil, wrong("--witness: %v, and no file of one: %v", err, readErr)
+			}
+			if v, err = witness.NewVerifier(string(b)); err != nil {
+				return nil, wrong("--witness: %s: %v", text, err)
+			}
+		}
+		for _, w := range o.Witnesses {
+			if w.String() == v.String() {
+				return nil, wrong("--witness: %s is given twice", v.Name())
+			}
+		}
+		o.Witnesses = append(o.Witnesses, v)
+	}
+	if a.quorum < 0 || a.quorum > len(o.Witnesses) {
+		return nil, wrong("--quorum %d of %d witnesses", a.quorum, len(o.Witnesses))
+	}
+	for _, path := range a.checkpoints {
+		b, err := readSmall(path, witness.MaxCheckpoint)
+		if err != nil {
+			return nil, wrong("--log-checkpoint: %v", err)
+		}
+		o.Checkpoints = append(o.Checkpoints, b)
+	}
+	return o, nil
+}
+
+// logText is the part of verify's report about the sink's log.
+func logText(l *ledger.LogReport) string {
+	if l == nil {
+		return ""
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%-11s %s: %d entries, %d segments matched", "log", oneLine(l.Origin), l.Size, l.Matched)
+	if l.Unlogged > 0 {
+		fmt.Fprintf(&b, ", %d not in it yet", l.Unlogged)
+	}
+	if l.Expired > 0 {
+		fmt.Fprintf(&b, ", %d entries expired", l.Expired)
+	}
+	if l.Kept > 0 {
+		fmt.Fprintf(&b, ", held against %d checkpoints that were kept elsewhere", l.Kept)
+	}
+	who := fmt.Sprintf("by %d of %d witnesses", l.Quorum, len(l.Witnesses))
+	if l.Asserted {
+		who = "by the sink itself alone: no --witness was given"
+	}
+	if l.Cosigned.IsZero() {
+		fmt.Fprintf(&b, "\n%-11s never, %s\n", "cosigned", who)
+	} else {
+		fmt.Fprintf(&b, "\n%-11s up to %s (entry %d), %s behind, %s\n", "cosigned", moment(l.Cosigned), l.CosignedSize, time.Duration(l.Behind)*time.Second, who)
+	}
+	for _, w := range l.Witnesses {
+		state := "no cosignature"
+		if !w.Time.IsZero() {
+			state = fmt.Sprintf("%s, entry %d", moment(w.Time), w.Size)
+		}
+		fmt.Fprintf(&b, "            %s: %s\n", oneLine(w.Name), state)
+	}
+	return b.String()
 }

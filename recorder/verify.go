@@ -18,6 +18,8 @@ Usage: recorder verify [--vault DIR] [--keyset FILE] [--trust FILE|KEY]...
                        [--gateways FILE] [--format text|json]
        recorder verify --proof FILE [--trust ...] [--receipt RECEIPT]
        recorder verify BUNDLE.zip [--trust ...] [--receipt RECEIPT]
+                       [--log-key FILE [--witness KEY|FILE]... [--quorum N]
+                        [--log-checkpoint FILE]... [--behind DURATION]]
 
 Reads the whole vault and proves that its records are whole, in order and
 unchanged: checksums, digests, the chain and Merkle tree of each epoch with every
@@ -37,6 +39,13 @@ What is trusted comes from you, never from the vault:
                 record must be there: a signed receipt without one proves an omission.
   --gateways    a file of the gateways that must be there, one a line, with how long each
                 may be silent ("gw-1 15m"; "gw-old -" for ever).
+  --log-key     the public key of the sink's own log (recorder sink --log-key). Each segment
+                that it has must be in the vault, in its order: finds a tail or an epoch
+                dropped, a vault rolled back, a forked log. With --witness, whose public
+                keys come from those who run them, the report says up to when a quorum
+                cosigned it, and how long ago; --behind makes too long ago a finding.
+  --log-checkpoint  a checkpoint of the log from elsewhere, best from a witness (GET
+                /checkpoint): the log in the vault must go on from it.
 
 With --proof it checks a proof that "recorder prove" wrote instead, and with a file an
 evidence bundle of "recorder export"; neither needs a vault.
@@ -54,6 +63,7 @@ Examples:
   recorder verify --trust deployment.pub --receipt "$RECEIPT" --gateways gateways.txt
   recorder verify --proof query.tlog-proof --trust deployment.pub
   recorder verify evidence.zip --trust deployment.pub
+  recorder verify --trust deployment.pub --log-key log.pub --witness w1.pub --behind 5m
 `
 
 // mostAnchors bounds the files of checkpoints and receipts that are read.
@@ -142,6 +152,8 @@ func verifyCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 	f.Var(&a.receipts, "receipt", "a caller's `RECEIPT`, or a file with one a line; several allowed")
 	f.StringVar(&a.gateways, "gateways", "", "the register of gateways: `FILE`")
 	proof := f.String("proof", "", "check this proof `FILE` instead of a vault")
+	var la logAnchors
+	f.logAnchors(&la)
 	format := f.String("format", "text", "`FORMAT` of the output: text or json")
 	rest, err := f.parse(args, stdout, "BUNDLE.zip?")
 	if err != nil {
@@ -151,7 +163,7 @@ func verifyCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 		return err
 	}
 	if len(rest) > 0 || *proof != "" {
-		if len(rest) > 0 && *proof != "" || p.vault != "" || a.gateways != "" || len(a.checkpoints) > 0 {
+		if len(rest) > 0 && *proof != "" || p.vault != "" || a.gateways != "" || len(a.checkpoints) > 0 || la.given() {
 			return &usageError{"verify: a proof or a bundle goes with --trust, --receipt and --format only", f.see()}
 		}
 		o, err := a.options(f, "")
@@ -171,6 +183,9 @@ func verifyCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 	o, err := a.options(f, p.vault)
 	if err != nil {
 		return unread(err)
+	}
+	if o.Log, err = f.logTrust(&la); err != nil {
+		return err
 	}
 	keys, err := f.keys(&p, v)
 	if err != nil {
@@ -235,6 +250,7 @@ func verifyText(r *ledger.Report, dir, keyset string) string {
 	if r.Kept > 0 {
 		row("kept", "held against %d checkpoints that were kept elsewhere", r.Kept)
 	}
+	b.WriteString(logText(r.Log))
 	x := r.Exchanges
 	row("exchanges", "%d: %d ended, %d interrupted, %d pending", x.Total, x.Ended, x.Interrupted, x.Pending)
 	if x := r.Expired; x.Records > 0 {
@@ -333,7 +349,15 @@ the vault. Someone who may write the whole vault could have made all of it with 
 his own, and this would not show. Give the deployment's public key: --trust deployment.pub.
 `)
 	}
-	if r.Kept == 0 {
+	switch {
+	case r.Log != nil && !r.Log.Asserted:
+		fmt.Fprintf(&b, `The sink's log has nothing that the vault has not; witnesses saw it up to %s.
+`, moment(r.Log.Cosigned))
+	case r.Log != nil:
+		b.WriteString(`The sink's log has nothing that the vault has not. Nobody but the sink's key says so: a vault
+and its log that were put back together do not show. Give --witness, or --log-checkpoint.
+`)
+	case r.Kept == 0:
 		b.WriteString(`A tail that was cut off a gateway's last epoch does not show: keep what --format json prints
 elsewhere, and give it to a later run as --checkpoint; or give receipts (--receipt).
 `)

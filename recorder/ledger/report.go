@@ -145,6 +145,8 @@ type Report struct {
 	// Heads are the epochs' last checkpoints, in the order of the segments: to
 	// be kept elsewhere, for [Options].Checkpoints of a later verification.
 	Heads []Head `json:"heads,omitempty"`
+	// Log is how the sink's own log stands, nil where it was not asked for.
+	Log *LogReport `json:"log,omitempty"`
 	// Receipts are in the order in which they were given.
 	Receipts []ReceiptResult `json:"receipts,omitempty"`
 	// Notices are no sign of tampering, but worth to be known.

@@ -38,6 +38,8 @@ type Options struct {
 	Receipts []record.Receipt
 	// Gateways, where not nil, are those that must be there, and no others.
 	Gateways []Expected
+	// Log, where set, is the sink's own log: what it has must be in the vault.
+	Log *Log
 	// Findings is how many findings the report keeps, 100 where it is 0.
 	Findings int
 	// Retention is the longest retention of any class, as the verifier knows
@@ -61,6 +63,9 @@ func Verify(ctx context.Context, v Vault, o Options) (*Report, error) {
 	if err := c.readErasures(); err != nil {
 		return nil, fmt.Errorf("verify: %w", err)
 	}
+	if err := c.readLog(); err != nil {
+		return nil, fmt.Errorf("verify: the sink's log: %w", err)
+	}
 	for path, err := range v.List(ctx, vault.SegmentsPrefix) {
 		if err != nil {
 			return nil, fmt.Errorf("verify: list the vault's segments: %w", err)
@@ -71,6 +76,9 @@ func Verify(ctx context.Context, v Vault, o Options) (*Report, error) {
 	}
 	c.ungroup()
 	err := c.finish()
+	if err == nil {
+		err = c.finishLog()
+	}
 	if err == nil {
 		err = c.finishErasures()
 	}
@@ -174,7 +182,8 @@ type verifier struct {
 	order      int64
 	signatures *signatures
 	stopped    bool
-	withheld   bool // payload was left out: totals are not compared
+	withheld   bool       // payload was left out: totals are not compared
+	log        *logReader // nil: not asked for
 }
 
 // place is where a record lies.
@@ -482,7 +491,9 @@ func (c *verifier) frames(e *epoch, n Name, s *Segment) (bool, error) {
 			c.checkpoint(e, &f, s, here)
 			// The record's time, which the chain covers, not the checkpoint's.
 			confirmed, e.complete = f.Sequence, e.time
-			cut = f.Flags&record.FlagCut != 0
+			if cut = f.Flags&record.FlagCut != 0; cut {
+				c.logged(e, &f, here)
+			}
 		case !f.Kind.Leaf() && f.Kind != vault.KindAbsent:
 			c.find(KindWrong, here, "a %s frame lies in a segment", f.Kind)
 			return false, nil

@@ -56,6 +56,9 @@ const (
 	minRetry   = 500 * time.Millisecond
 )
 
+// ErrTooLong means that an object of the log is longer than it can be.
+var ErrTooLong = errors.New("object is too long")
+
 // ErrStopped means that the log takes no more.
 var ErrStopped = errors.New("the sink's log has stopped")
 
@@ -290,7 +293,7 @@ func Read(ctx context.Context, v Opener, name string, limit int64) ([]byte, erro
 		return nil, fmt.Errorf("read %s: %w", name, err)
 	}
 	if int64(len(b)) > limit {
-		return nil, broken(name, "longer than %d bytes", limit)
+		return nil, broken(name, "%w: more than %d bytes", ErrTooLong, limit)
 	}
 	return b, nil
 }
