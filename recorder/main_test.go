@@ -5,6 +5,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -37,14 +38,15 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata/script",
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("VERBATIM_HOME", filepath.Join(e.WorkDir, "home"))
-			l, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				return err
-			}
-			_, port, _ := net.SplitHostPort(l.Addr().String())
-			e.Setenv("PORT", port) // free, in all likelihood
-			if err := l.Close(); err != nil {
-				return err
+			// Below the ports that connections get, so that it stays free.
+			for {
+				port := fmt.Sprint(20000 + rand.IntN(12000))
+				l, err := net.Listen("tcp", "127.0.0.1:"+port)
+				if err == nil {
+					e.Setenv("PORT", port)
+					_ = l.Close()
+					break
+				}
 			}
 			return sample(e.WorkDir)
 		},
@@ -72,6 +74,15 @@ func TestScripts(t *testing.T) {
 			},
 			"ship":    ship,
 			"waitfor": waitFor,
+			"waitgrep": func(ts *testscript.TestScript, neg bool, args []string) {
+				for range 1000 {
+					if b, err := os.ReadFile(ts.MkAbs(args[0])); err == nil && strings.Contains(string(b), args[1]) {
+						return
+					}
+					time.Sleep(10 * time.Millisecond)
+				}
+				ts.Fatalf("%s does not hold %q", args[0], args[1])
+			},
 			"setenv": func(ts *testscript.TestScript, neg bool, args []string) {
 				ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile(args[1])))
 			},
