@@ -15,6 +15,7 @@
 //	ledger     proves what a vault holds
 //	bundle     evidence to hand out: a selection with what proves and opens it
 //	search     finds exchanges and shows one whole
+//	access     reads for others, each read on record first
 //	reconcile  holds records against BigQuery's own list of jobs
 //
 // The rule of this folder itself: a subcommand is a file, and reads flags,
@@ -44,6 +45,9 @@ func commands() []command {
 		{"sink", "write what gateways deliver into a vault", sinkCommand},
 		{"search", "find exchanges", searchCommand},
 		{"show", "show everything of one exchange, or its exact bytes", showCommand},
+		{"accesses", "list who read the evidence, and why", accessesCommand},
+		{"serve", "read the evidence for auditors, each read on record", serveCommand},
+		{"login", "keep a token for a service that reads", loginCommand},
 		{"verify", "prove that a vault's records are whole and unchanged", verifyCommand},
 		{"vault", "make a vault's buckets or folder, or check them", vaultCommand},
 		{"hold", "keep records beyond their retention", holdCommand},

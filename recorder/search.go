@@ -6,19 +6,21 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"time"
 
+	"verbatim.dev/recorder/access"
 	"verbatim.dev/recorder/record"
 	"verbatim.dev/recorder/search"
 )
 
 const searchHelp = `
 Usage: recorder search [filters] [--limit N] [--sort ORDER] [--format table|json]
+                       [--server URL [--why TEXT]]
 
 Finds exchanges that fit all the filters given. Names are compared whole and without
 regard to case; "*" in them stands for anything. Times are RFC 3339, a day (UTC), or
 how long ago: 90m, 2h, 3d, "3d ago". The tenant's keyset is needed: what is searched
-is sealed.
+is sealed. With --server a service that holds it (recorder serve) searches instead, and
+puts on record who looked for what, and what was found.
 
 With --format json each line is one object; recorder/README.md explains the fields.
 
@@ -27,6 +29,7 @@ Examples:
   recorder search --principal alice@corp.example --decision deny
   recorder search --since 2026-03-14 --until 2026-03-15 --table sales.orders --format json
   recorder search --repository 'corp/*' --sql 'export data' --limit 0
+  recorder search --server https://auditors.corp.example --why 'incident 4711' --since 2h
 `
 
 func searchCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
@@ -35,6 +38,8 @@ func searchCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 	f := newFlags("search", searchHelp)
 	f.vaultFlag(&p)
 	f.keysetFlag(&p)
+	var far remote
+	f.remoteFlags(&far)
 	since := f.String("since", "", "requests from this `TIME` on")
 	until := f.String("until", "", "requests before this `TIME`")
 	f.StringVar(&q.Principal, "principal", "", "`NAME`: subject, e-mail, ISSUER/SUBJECT, or a subject on whose behalf the call was made")
@@ -56,19 +61,7 @@ func searchCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 	if _, err := f.parse(args, stdout); err != nil {
 		return err
 	}
-	now := time.Now()
-	for _, t := range []struct {
-		name, value string
-		to          *time.Time
-	}{{"since", *since, &q.Since}, {"until", *until, &q.Until}} {
-		if t.value == "" {
-			continue
-		}
-		if *t.to, err = parseTime(t.value, now); err != nil {
-			return &usageError{fmt.Sprintf("search: --%s: %v", t.name, err), f.see()}
-		}
-	}
-	if err := errors.Join(f.choice("format", *format, "table", "json"), f.choice("sort", *sort, "time", "-time", "stored")); err != nil {
+	if err := errors.Join(f.choice("format", *format, "table", "json"), f.choice("sort", *sort, "time", "-time", "stored"), f.moments(*since, &q.Since, *until, &q.Until)); err != nil {
 		return err
 	}
 	if q.Decision != "" {
@@ -76,33 +69,22 @@ func searchCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 			return err
 		}
 	}
-	switch {
-	case q.Limit < 0:
+	if q.Limit < 0 {
 		return &usageError{fmt.Sprintf("search: --limit %d: want 0 (all) or more", q.Limit), f.see()}
-	case !q.Since.IsZero() && !q.Until.IsZero() && !q.Since.Before(q.Until):
-		return &usageError{fmt.Sprintf("search: --since %s is not before --until %s", moment(q.Since), moment(q.Until)), f.see()}
 	}
 	q.Order = search.Order(*sort)
-	v, err := f.open(ctx, &p)
+	client, err := f.client(&far, &p)
 	if err != nil {
 		return err
-	}
-	defer func() { err = errors.Join(err, v.Close()) }()
-	keys, err := f.keys(&p, v)
-	if err != nil {
-		return err
-	}
-	if keys == nil {
-		return &usageError{"search: which keyset?", "records are sealed: give --keyset FILE, the tenant's private keyset, or set VERBATIM_KEYSET"}
 	}
 	warned := 0
-	c := search.Config{Vault: v, Keys: keys, Warn: func(err error) {
+	warn := func(err error) {
 		if warned++; warned <= 5 {
 			fmt.Fprintln(stderr, "recorder: warning:", oneLine(err.Error()))
 		}
-	}}
+	}
 	shown := 0
-	stats, err := search.Run(ctx, c, q, func(x *search.Exchange) error {
+	emit := func(x *search.Exchange) error {
 		shown++
 		if *format == "json" {
 			return writeJSON(stdout, x, "")
@@ -114,12 +96,20 @@ func searchCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 		}
 		_, err := io.WriteString(stdout, tableRow(x))
 		return err
-	})
+	}
+	var stats search.Stats
+	if client != nil {
+		var end access.End
+		end, err = client.Search(ctx, access.NewSearchRequest(q, far.why), warn, emit)
+		stats = search.Stats{Exchanges: end.Exchanges, Matched: end.Matched, Unreadable: end.Unreadable}
+	} else {
+		stats, err = f.searchHere(ctx, &p, q, warn, emit)
+	}
 	if errors.Is(err, search.ErrMemory) {
 		return fmt.Errorf("search: %w; use narrower filters, a lower --limit, or --sort stored", err)
 	}
 	if err != nil {
-		return fmt.Errorf("search: %w", err)
+		return f.failed(err)
 	}
 	note := func(format string, args ...any) { fmt.Fprintf(stderr, "recorder: "+format+"\n", args...) }
 	if warned > 0 {
@@ -140,6 +130,23 @@ func searchCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 		note("%d of %d that fit; a higher --limit shows more", shown, stats.Matched)
 	}
 	return nil
+}
+
+// searchHere searches the vault with the keyset.
+func (f *flags) searchHere(ctx context.Context, p *where, q search.Query, warn func(error), emit func(*search.Exchange) error) (stats search.Stats, err error) {
+	v, err := f.open(ctx, p)
+	if err != nil {
+		return stats, err
+	}
+	defer func() { err = errors.Join(err, v.Close()) }()
+	keys, err := f.keys(p, v)
+	if err != nil {
+		return stats, err
+	}
+	if keys == nil {
+		return stats, &usageError{f.name + ": which keyset?", "records are sealed: give --keyset FILE, the tenant's private keyset, or set VERBATIM_KEYSET"}
+	}
+	return search.Run(ctx, search.Config{Vault: v, Keys: keys, Warn: warn}, q, emit)
 }
 
 // The widths of the table's columns: 100 with the spaces between.
@@ -178,10 +185,12 @@ func tableRow(x *search.Exchange) string {
 	below := func(s string) { fmt.Fprintf(&b, "    %s\n", cut(oneLine(squeeze(s)), 96)) }
 	if x.SQL != "" {
 		below(x.SQL)
+	} else if x.SQLSHA256 != "" {
+		below("SQL with SHA-256 " + x.SQLSHA256)
 	}
 	if x.Decision != nil && !x.Decision.Allow {
 		for _, r := range x.Decision.Reasons {
-			below(r.Code + ": " + r.Message)
+			below(join(": ", r.Code, r.Message))
 		}
 	}
 	if x.Unreadable != "" {

@@ -7,17 +7,19 @@ import (
 	"io"
 	"maps"
 	"os"
+	"os/user"
 	"slices"
 	"strings"
 	"time"
 
+	"verbatim.dev/recorder/access"
 	"verbatim.dev/recorder/record"
 	"verbatim.dev/recorder/search"
 )
 
 const showHelp = `
 Usage: recorder show EXCHANGE [--payload request|upstream|response] [--out FILE]
-                     [--format text|json]
+                     [--format text|json] [--server URL [--why TEXT]]
 
 Shows everything that the vault holds of one exchange: who called and what proves it,
 the SQL, the decision, the times, headers, totals, and where each record lies with its
@@ -28,10 +30,18 @@ With --payload it writes the exact bytes of a body instead: of the request as th
 caller sent it, of what went upstream to BigQuery where that differs, or of the
 response as the caller got it. They are compared with the recorded totals.
 
+With --server a service that holds the keyset (recorder serve) answers, after it has put
+on record who reads what, and why: --why must be given for a body. Whoever has a keyset
+can read without it. That is not on record, and a note says so.
+
+The id of an access record (recorder accesses) is shown too.
+
 Examples:
   recorder show 06eeq4qag1hqfnwe49a5rg7yac-2
   recorder show 06eeq4qag1hqfnwe49a5rg7yac-2 --format json
   recorder show 06eeq4qag1hqfnwe49a5rg7yac-2 --payload response --out rows.json
+  recorder show 06eeq4qag1hqfnwe49a5rg7yac-2 --payload response --out rows.json \\
+    --server https://auditors.corp.example --why 'incident 4711'
 `
 
 func showCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
@@ -39,6 +49,8 @@ func showCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (
 	f := newFlags("show", showHelp)
 	f.vaultFlag(&p)
 	f.keysetFlag(&p)
+	var far remote
+	f.remoteFlags(&far)
 	payload := f.String("payload", "", "write the bytes of a `BODY`: request, upstream or response")
 	out := f.String("out", "", "with --payload, write to a new `FILE` (mode 0600) instead of standard output")
 	format := f.String("format", "text", "`FORMAT` of the output: text or json")
@@ -61,25 +73,42 @@ func showCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (
 	} else if *out != "" {
 		return &usageError{"show: --out goes with --payload", f.see()}
 	}
-	v, err := f.open(ctx, &p)
+	client, err := f.client(&far, &p)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, v.Close()) }()
-	keys, err := f.keys(&p, v)
-	if err != nil {
-		return err
-	}
-	c := search.Config{Vault: v, Warn: func(err error) { fmt.Fprintln(stderr, "recorder: warning:", oneLine(err.Error())) }}
-	if keys != nil {
-		c.Keys = keys
+	var from shower
+	warn := func(err error) { fmt.Fprintln(stderr, "recorder: warning:", oneLine(err.Error())) }
+	if client != nil {
+		if *payload != "" && strings.TrimSpace(far.why) == "" {
+			return &usageError{"show: payloads are given out for a reason only", "add --why TEXT: it is put on record"}
+		}
+		from = &serverShower{client: client, why: far.why, warn: warn}
+	} else {
+		v, err := f.open(ctx, &p)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, v.Close()) }()
+		keys, err := f.keys(&p, v)
+		if err != nil {
+			return err
+		}
+		c := search.Config{Vault: v, Warn: warn}
+		if keys != nil {
+			c.Keys = keys
+		}
+		from = &vaultShower{c: c, stderr: stderr}
 	}
 	if *payload != "" {
-		return showPayload(ctx, c, id, direction, *out, stdout, stderr)
+		return f.failed(showPayload(ctx, from, id, direction, *out, stdout, stderr))
 	}
-	d, err := search.Find(ctx, c, id, nil)
+	d, err := from.detail(ctx, id)
+	if errors.Is(err, search.ErrAccess) {
+		return f.failed(showAccess(ctx, from, id, *format, stdout))
+	}
 	if err != nil {
-		return fmt.Errorf("show: %w", err)
+		return f.failed(err)
 	}
 	if *format == "json" {
 		return writeJSON(stdout, d, "  ")
@@ -88,28 +117,33 @@ func showCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (
 	return err
 }
 
-func showPayload(ctx context.Context, c search.Config, id record.ID, direction record.Direction, out string, stdout, stderr io.Writer) (err error) {
-	if out == "" {
-		return writePayload(ctx, c, id, direction, stdout, stderr)
-	}
-	file, err := os.OpenFile(out, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("show: %s is there already and is not replaced", out)
-	}
-	if err != nil {
-		return fmt.Errorf("show: %w", err)
-	}
-	err = errors.Join(writePayload(ctx, c, id, direction, file, stderr), file.Close())
-	if err != nil {
-		// Only what is known to be right stays.
-		err = errors.Join(err, os.Remove(out))
-	}
-	return err
+// shower is where exchanges are shown from: the vault, or a service.
+type shower interface {
+	detail(context.Context, record.ID) (*search.Detail, error)
+	access(context.Context, record.ID, func(*search.Access) error) error
+	// payload writes a body; note is to be known of it.
+	payload(context.Context, record.ID, record.Direction, io.Writer) (note string, err error)
 }
 
-// writePayload writes a body. What it wrote is right only where it returns nil.
-func writePayload(ctx context.Context, c search.Config, id record.ID, direction record.Direction, w, stderr io.Writer) error {
-	d, err := search.Find(ctx, c, id, func(of record.Direction, b []byte) error {
+type vaultShower struct {
+	c      search.Config
+	stderr io.Writer
+}
+
+func (s *vaultShower) detail(ctx context.Context, id record.ID) (*search.Detail, error) {
+	return search.Find(ctx, s.c, id, nil)
+}
+
+func (s *vaultShower) access(ctx context.Context, id record.ID, do func(*search.Access) error) error {
+	return search.Accesses(ctx, s.c, search.AccessFilter{ID: id.String()}, do)
+}
+
+func (s *vaultShower) payload(ctx context.Context, id record.ID, direction record.Direction, w io.Writer) (string, error) {
+	if s.c.Keys == nil {
+		return "", &usageError{"show: which keyset?", "bodies are sealed: give --keyset FILE, the tenant's private keyset, or set VERBATIM_KEYSET"}
+	}
+	fmt.Fprintf(s.stderr, "recorder: note: this reading is not on record, and who reads is only asserted (%s); recorder serve puts it on record\n", oneLine(self()))
+	d, err := search.Find(ctx, s.c, id, func(of record.Direction, b []byte) error {
 		if of != direction {
 			return nil
 		}
@@ -117,30 +151,72 @@ func writePayload(ctx context.Context, c search.Config, id record.ID, direction 
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("show: %w", err)
+		return "", err
 	}
-	b, ok := d.Payload(direction)
-	switch {
-	case d.Unreadable != "" && c.Keys == nil:
-		return &usageError{"show: which keyset?", "bodies are sealed: give --keyset FILE, the tenant's private keyset, or set VERBATIM_KEYSET"}
-	case d.Unreadable != "":
-		return fmt.Errorf("show: the %s of %s cannot be read: %s", direction, id, d.Unreadable)
-	case ok && !b.Recorded && b.Bytes > 0:
-		return fmt.Errorf("show: the %s of %s was not recorded (the connection records %s): %d bytes, SHA-256 %s", direction, id, d.Recording, b.Bytes, b.SHA256)
-	case !ok && direction == record.DirectionUpstream && d.Forwarded != nil:
-		return fmt.Errorf("show: %s went upstream as the caller sent it; use --payload request", id)
-	case !ok && direction == record.DirectionUpstream:
-		return fmt.Errorf("show: nothing of %s went upstream", id)
-	case !ok && d.Result == search.Pending:
-		return fmt.Errorf("show: no %s of %s is in the vault yet", direction, id)
-	case !ok:
-		return fmt.Errorf("show: %s has no %s body", id, direction)
-	case d.Result == search.Pending, d.Result == record.ResultInterrupted:
-		fmt.Fprintf(stderr, "recorder: note: the exchange is %s: these %d bytes are what was recorded, and no outcome states the total\n", d.Result, b.Bytes)
-	case !b.Intact:
-		return fmt.Errorf("show: the recorded %s of %s is not what its outcome states; run recorder verify", direction, id)
+	return d.Body(direction)
+}
+
+// self is the user as the machine has it.
+func self() string {
+	u, err := user.Current()
+	if err != nil {
+		return fmt.Sprintf("user id %d", os.Getuid())
 	}
-	return nil
+	return "user " + u.Username
+}
+
+type serverShower struct {
+	client *access.Client
+	why    string
+	warn   func(error)
+}
+
+func (s *serverShower) detail(ctx context.Context, id record.ID) (*search.Detail, error) {
+	return s.client.Show(ctx, access.ShowRequest{Why: s.why, Exchange: id.String()}, s.warn)
+}
+
+func (s *serverShower) access(ctx context.Context, id record.ID, do func(*search.Access) error) error {
+	_, err := s.client.Accesses(ctx, access.NewAccessesRequest(search.AccessFilter{ID: id.String()}, 1, s.why), s.warn, do)
+	return err
+}
+
+func (s *serverShower) payload(ctx context.Context, id record.ID, direction record.Direction, w io.Writer) (string, error) {
+	return s.client.Payload(ctx, id, direction, s.why, w)
+}
+
+func showPayload(ctx context.Context, from shower, id record.ID, direction record.Direction, out string, stdout, stderr io.Writer) (err error) {
+	write := func(w io.Writer) error {
+		note, err := from.payload(ctx, id, direction, w)
+		if note != "" {
+			fmt.Fprintln(stderr, "recorder: note:", oneLine(note))
+		}
+		return err
+	}
+	if out == "" {
+		return write(stdout)
+	}
+	file, err := os.OpenFile(out, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("%s is there already and is not replaced", out)
+	}
+	if err != nil {
+		return err
+	}
+	if err = errors.Join(write(file), file.Close()); err != nil {
+		// Only what is known to be right stays.
+		err = errors.Join(err, os.Remove(out))
+	}
+	return err
+}
+
+func showAccess(ctx context.Context, from shower, id record.ID, format string, stdout io.Writer) error {
+	return from.access(ctx, id, func(a *search.Access) error {
+		if format == "json" {
+			return writeJSON(stdout, a, "  ")
+		}
+		_, err := io.WriteString(stdout, accessText(a))
+		return err
+	})
 }
 
 // showText is everything of an exchange, for people. Recorded text is made
@@ -239,6 +315,7 @@ func showText(d *search.Detail) string {
 	if d.DryRun {
 		row("dry run", "yes")
 	}
+	row("sql sha-256", d.SQLSHA256)
 	if d.SQL != "" {
 		put("  sql\n%s\n", lines(d.SQL, "    "))
 	}
@@ -253,7 +330,7 @@ func showText(d *search.Detail) string {
 		row("decision", map[bool]string{true: "allow", false: "deny"}[x.Allow])
 		row("by", x.By)
 		for _, r := range x.Reasons {
-			row("reason", r.Code+": "+r.Message)
+			row("reason", join(": ", r.Code, r.Message))
 		}
 		row("policy", x.Policy)
 		row("credential", d.Credential)
@@ -264,7 +341,7 @@ func showText(d *search.Detail) string {
 	}
 	title("The gateway's own calls")
 	for _, p := range d.Probes {
-		row(p.Purpose, join(", ", p.Method+" "+p.Path, fmt.Sprintf("HTTP %d", p.Status), p.Error))
+		row(p.Purpose, join(", ", join(" ", p.Method, p.Path), fmt.Sprintf("HTTP %d", p.Status), p.Error))
 	}
 
 	title("Response")

@@ -253,6 +253,9 @@ func verifyText(r *ledger.Report, dir, keyset string) string {
 	b.WriteString(logText(r.Log))
 	x := r.Exchanges
 	row("exchanges", "%d: %d ended, %d interrupted, %d pending", x.Total, x.Ended, x.Interrupted, x.Pending)
+	if r.Accesses > 0 {
+		row("accesses", "%d records of reading", r.Accesses)
+	}
 	if x := r.Expired; x.Records > 0 {
 		row("expired", "%d records, past their retention", x.Records)
 		for _, e := range x.Ranges {

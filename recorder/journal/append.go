@@ -64,7 +64,7 @@ func (j *Journal) Append(drafts ...record.Draft) *record.Ticket {
 		if err := j.check(&drafts[i]); err != nil {
 			return refuse(fmt.Errorf("append: draft %d: %w", i, err))
 		}
-		own[i].Draft = drafts[i]
+		own[i].Draft, own[i].alone = drafts[i], drafts[i].Kind == record.KindAccess
 	}
 	return j.append(own, appendOptions{})
 }
@@ -75,6 +75,10 @@ func (j *Journal) check(d *record.Draft) error {
 	case record.KindReceived, record.KindProbe, record.KindIntent, record.KindPayload, record.KindOutcome:
 		if d.Session == "" {
 			return fmt.Errorf("a %s record needs a session: only the gateway's own are stored plain", d.Kind)
+		}
+	case record.KindAccess:
+		if d.Session == "" || d.Exchange != 0 {
+			return errors.New("an access record is sealed for a session and belongs to no exchange but its own")
 		}
 	case record.KindHeartbeat:
 		if d.Exchange != 0 || d.Session != "" {

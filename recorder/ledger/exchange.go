@@ -43,6 +43,8 @@ func (c *verifier) leaf(e *epoch, f *record.Frame, at place) error {
 	switch f.Kind {
 	case record.KindOpen, record.KindHeartbeat, record.KindClose:
 		return c.own(e, f, at)
+	case record.KindAccess:
+		return c.access(e, f, at)
 	case record.KindReceived, record.KindProbe, record.KindIntent, record.KindPayload, record.KindOutcome:
 		return c.member(e, f, at)
 	}
@@ -76,6 +78,22 @@ func (c *verifier) own(e *epoch, f *record.Frame, at place) error {
 	if err != nil {
 		c.find(BodyWrong, at, "the %s record: %v", f.Kind, err)
 	}
+	return nil
+}
+
+// access judges a record of somebody's reading: one of the recorder's own, but
+// sealed, for it names people.
+func (c *verifier) access(e *epoch, f *record.Frame, at place) error {
+	e.live = true
+	c.report.Accesses++
+	if f.Exchange != f.Sequence {
+		c.find(ExchangeWrong, at, "an access record belongs to exchange %d, it has to stand alone", f.Exchange)
+	}
+	body, ok, err := c.body(e, f, at)
+	if err != nil {
+		return err
+	}
+	c.read(f, body, ok, at, new(record.Access))
 	return nil
 }
 

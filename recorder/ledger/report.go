@@ -121,6 +121,8 @@ type Report struct {
 	Bytes       int64 `json:"bytes"` // of segment files
 	// Exchanges counts by how they stand.
 	Exchanges Exchanges `json:"exchanges"`
+	// Accesses counts records of somebody's reading.
+	Accesses int64 `json:"accesses,omitempty"`
 	// Opened is true where the sealed bodies were opened and the outcomes'
 	// totals compared with the payloads.
 	Opened bool `json:"opened"`

@@ -395,6 +395,45 @@ type OutcomeDetail struct {
 	Payloads    []Total    `json:"payloads,omitempty"`
 }
 
+// Access is the body of an access record: somebody asked to read what is
+// recorded, and was let or refused. It is durable before anything is given out.
+// The record stands alone: it is sealed, and its exchange is its own sequence.
+type Access struct {
+	// Session chooses the data key: one reader, one day, one process.
+	Session string    `json:"session"`
+	At      time.Time `json:"at"`
+	// Who is the reader whose token was verified, nil where nobody was proven.
+	Who        *Principal  `json:"who,omitempty"`
+	Provenance *Provenance `json:"provenance,omitempty"`
+	Role       string      `json:"role,omitempty"` // that the reader has: auditor or viewer
+	From       string      `json:"from"`           // network address
+	UserAgent  string      `json:"user_agent,omitempty"`
+	What       AccessTo    `json:"what"`
+	Why        string      `json:"why,omitempty"` // in the reader's own words
+	Allowed    bool        `json:"allowed"`
+	// Code says why it was refused, in a stable word; Message for people.
+	Code    string `json:"code,omitempty"`
+	Message string `json:"message,omitempty"`
+	// Records are the ids of what is given out after this record: of exchanges,
+	// or of access records where these are read.
+	Records []string `json:"records,omitempty"`
+	// Part counts the records of one answer that is given out in several parts,
+	// from 0, and Of is the id of the first.
+	Part int    `json:"part,omitempty"`
+	Of   string `json:"of,omitempty"`
+	// Unrecorded counts refusals of strangers before this one that came too fast
+	// to be recorded one by one. They were answered nothing but to come later.
+	Unrecorded uint64 `json:"unrecorded_refusals,omitempty"`
+}
+
+// AccessTo says what somebody asked to read.
+type AccessTo struct {
+	Action    string            `json:"action"` // search, show, payload, accesses; empty where the request was not read
+	Exchange  string            `json:"exchange,omitempty"`
+	Direction string            `json:"direction,omitempty"` // of a payload
+	Filter    map[string]string `json:"filter,omitempty"`    // of a search, by the names of its fields
+}
+
 // Total sums up the payload records of one direction.
 type Total struct {
 	Direction string `json:"direction"`

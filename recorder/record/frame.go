@@ -13,7 +13,7 @@ import (
 // Kind says what a record is.
 type Kind uint8
 
-// The kinds of records. Those up to [KindClose] carry a sequence and a leaf.
+// The kinds of records. Those below [KindKey] carry a sequence and a leaf.
 const (
 	KindOpen      Kind = 1 // the gateway began the epoch: [Open]
 	KindReceived  Kind = 2 // a request came, and the gateway is about to ask BigQuery about it: [Received]
@@ -23,6 +23,7 @@ const (
 	KindOutcome   Kind = 6 // how the exchange ended: [Outcome]
 	KindHeartbeat Kind = 7 // the gateway is alive: [Heartbeat]
 	KindClose     Kind = 8 // the gateway ended the epoch in order: [Close]
+	KindAccess    Kind = 9 // somebody asked to read the evidence: [Access]
 
 	KindKey        Kind = 64 // a wrapped data key; no sequence, no leaf
 	KindCheckpoint Kind = 65 // the chain's head after the leaves up to its sequence; no leaf
@@ -30,7 +31,7 @@ const (
 
 var kindNames = map[Kind]string{
 	KindOpen: "open", KindReceived: "received", KindProbe: "probe", KindIntent: "intent",
-	KindPayload: "payload", KindOutcome: "outcome", KindHeartbeat: "heartbeat", KindClose: "close",
+	KindPayload: "payload", KindOutcome: "outcome", KindHeartbeat: "heartbeat", KindClose: "close", KindAccess: "access",
 	KindKey: "key", KindCheckpoint: "checkpoint",
 }
 

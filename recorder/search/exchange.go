@@ -33,8 +33,10 @@ type Exchange struct {
 	Dataset    string             `json:"dataset,omitempty"`
 	Table      string             `json:"table,omitempty"`
 	DryRun     bool               `json:"dry_run,omitempty"`
-	SQL        string             `json:"sql,omitempty"`
-	Parameters json.RawMessage    `json:"parameters,omitempty"`
+	// SQLSHA256 stands in the place of SQL in what [Exchange.Metadata] returns.
+	SQLSHA256  string          `json:"sql_sha256,omitempty"`
+	SQL        string          `json:"sql,omitempty"`
+	Parameters json.RawMessage `json:"parameters,omitempty"`
 	// Decision is nil where the exchange ended before one fell.
 	Decision *Decision     `json:"decision"`
 	Status   int           `json:"status,omitempty"` // HTTP, as the caller got it

@@ -20,6 +20,10 @@ import (
 // ErrNotFound means that the vault does not hold the exchange.
 var ErrNotFound = errors.New("exchange is not in the vault")
 
+// ErrAccess means that the id is of an access record, which belongs to no
+// exchange.
+var ErrAccess = errors.New("it is an access record, not an exchange")
+
 // Detail is everything that the vault holds of one exchange.
 type Detail struct {
 	Exchange
@@ -86,7 +90,7 @@ type Piece func(d record.Direction, b []byte) error
 // Find puts one exchange together. Where piece is set it is called for each
 // piece of a body, in order. An error of piece ends the reading and is
 // returned. Where the vault does not hold the exchange the error wraps
-// [ErrNotFound].
+// [ErrNotFound], and [ErrAccess] where the id is of an access record.
 func Find(ctx context.Context, c Config, id record.ID, piece Piece) (*Detail, error) {
 	l := &look{ctx: ctx, c: c, id: id, piece: piece}
 	// The clock of the epoch's name may be off by a little.
@@ -178,6 +182,9 @@ func (l *look) proof(n ledger.Name, f *record.Frame, at int64) {
 
 func (l *look) frame(n ledger.Name, f *record.Frame, at int64) error {
 	if l.d == nil {
+		if f.Sequence == l.id.Sequence && f.Kind == record.KindAccess {
+			return fmt.Errorf("%s: %w", l.id, ErrAccess)
+		}
 		if f.Sequence != l.id.Sequence || f.Kind != record.KindReceived && f.Kind != record.KindIntent && f.Kind != record.KindOutcome {
 			return nil
 		}
@@ -344,4 +351,31 @@ func (d *Detail) Payload(direction record.Direction) (Payload, bool) {
 		}
 	}
 	return Payload{}, false
+}
+
+// Body says whether what [Find] gave of a body is what was recorded: err says
+// why there is none or it is not right, note what is to be known of one that is.
+func (d *Detail) Body(direction record.Direction) (note string, err error) {
+	b, ok := d.Payload(direction)
+	switch {
+	case d.Unreadable != "":
+		return "", fmt.Errorf("the %s of %s cannot be read: %s", direction, d.ID, d.Unreadable)
+	case ok && !b.Recorded && b.Bytes > 0:
+		return "", fmt.Errorf("the %s of %s was not recorded (the connection records %s): %d bytes, SHA-256 %s", direction, d.ID, d.Recording, b.Bytes, b.SHA256)
+	case ok && !b.Recorded: // an empty body has no pieces
+		return "", nil
+	case !ok && direction == record.DirectionUpstream && d.Forwarded != nil:
+		return "", fmt.Errorf("%s went upstream as the caller sent it; use --payload request", d.ID)
+	case !ok && direction == record.DirectionUpstream:
+		return "", fmt.Errorf("nothing of %s went upstream", d.ID)
+	case !ok && d.Result == Pending:
+		return "", fmt.Errorf("no %s of %s is in the vault yet", direction, d.ID)
+	case !ok:
+		return "", fmt.Errorf("%s has no %s body", d.ID, direction)
+	case d.Result == Pending, d.Result == record.ResultInterrupted:
+		return fmt.Sprintf("the exchange is %s: these %d bytes are what was recorded, and no outcome states the total", d.Result, b.Bytes), nil
+	case !b.Intact:
+		return "", fmt.Errorf("the recorded %s of %s is not what its outcome states; run recorder verify", direction, d.ID)
+	}
+	return "", nil
 }

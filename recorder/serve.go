@@ -1,0 +1,300 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+
+	"verbatim.dev/extproc/auth"
+	"verbatim.dev/recorder/access"
+	"verbatim.dev/recorder/journal"
+	"verbatim.dev/recorder/keyring"
+	"verbatim.dev/recorder/ledger"
+	"verbatim.dev/recorder/record"
+	"verbatim.dev/recorder/transport"
+	"verbatim.dev/recorder/vault/place"
+)
+
+const serveHelp = `
+Usage: recorder serve --config FILE
+
+Reads the evidence for auditors: it holds the tenant's private keyset, so that nobody
+else needs it, and answers search, show and accesses of those who have a role. Before
+anything is given out, a record of it is durable: who, what and why. So are refusals.
+What cannot be recorded is not given out (503).
+
+  auditor   reads everything; payloads for a reason (--why) only
+  viewer    reads metadata, and of the SQL its SHA-256
+
+Who somebody is comes from a token of an OIDC issuer, checked as the gateway checks
+callers. The records go to the sink of this machine, into the vault, in an epoch of
+the service's own that the deployment's key certifies: verify proves them like all
+others, and recorder accesses lists them. FILE is explained in serve.example.yaml.
+
+Runs until SIGTERM or SIGINT. Prints one line when it listens; logs are JSON on
+standard error.
+
+Examples:
+  recorder serve --config /etc/verbatim/serve.yaml
+  recorder login --server https://auditors.corp.example --token-file token
+  recorder search --server https://auditors.corp.example --since 2h
+`
+
+const (
+	// serveDrain is how long a stop waits for running answers, and then for the
+	// sink.
+	serveDrain = 10 * time.Second
+	headerTime = 10 * time.Second
+	readTime   = 30 * time.Second
+)
+
+func serveCommand(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	f := newFlags("serve", serveHelp)
+	path := f.String("config", "", "configuration `FILE`")
+	if _, err := f.parse(args, stdout); err != nil {
+		return err
+	}
+	if *path == "" {
+		return &usageError{"serve: which configuration?", "give --config FILE; serve.example.yaml explains it"}
+	}
+	c, err := readServeConfig(*path)
+	if err != nil {
+		return fmt.Errorf("serve: %w", err)
+	}
+	if err := serve(ctx, c, stdout, slog.New(slog.NewJSONHandler(stderr, nil))); err != nil {
+		return fmt.Errorf("serve: %w", err)
+	}
+	return nil
+}
+
+func serve(ctx context.Context, c *serveConfig, stdout io.Writer, log *slog.Logger) (err error) {
+	tenant, err := readKeyset(c.Keyset)
+	if err != nil {
+		return err
+	}
+	public, err := tenant.Public()
+	if err != nil {
+		return fmt.Errorf("keyset %s: %w (is it tenant.json, not tenant.pub.json?)", c.Keyset, err)
+	}
+	var deployment note.Signer
+	if c.DeploymentKey != "" {
+		b, err := readSmall(c.DeploymentKey, 64<<10)
+		if err != nil {
+			return fmt.Errorf("deployment_key: %w", err)
+		}
+		if deployment, err = note.NewSigner(strings.TrimSpace(string(b))); err != nil { // it does not hold the key
+			return fmt.Errorf("deployment_key: %s holds no signing key (PRIVATE+KEY+...): %w; \"recorder key new\" makes one", c.DeploymentKey, err)
+		}
+	} else {
+		log.Warn("no deployment_key: nobody can tell this service's records from another's")
+	}
+	spec, err := place.Parse(c.Vault)
+	if err != nil {
+		return err
+	}
+	v, err := place.Open(ctx, place.Config{Spec: spec, Logger: log})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, v.Close()) }()
+	door, err := newDoor(ctx, c, log)
+	if err != nil {
+		return err
+	}
+	defer door.verifier.Close()
+
+	j, err := journal.Open(ctx, journal.Config{
+		Dir: c.Journal.Dir, Gateway: c.Name, Version: record.Build, Tenant: public, Deployment: deployment,
+		Class: c.Retention.Class, Retention: map[string]time.Duration{c.Retention.Class: c.keep}, Limit: c.limit, CutInterval: c.cut, Logger: log,
+	})
+	if err != nil {
+		return err
+	}
+	stopped := func(why error) error {
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), serveDrain)
+		defer cancel()
+		return errors.Join(why, j.Close(end, "stopped"))
+	}
+	client, err := transport.NewClient(transport.ClientConfig{Socket: c.Sink, Gateway: c.Name, Logger: log})
+	if err != nil {
+		return stopped(err)
+	}
+	service, err := access.New(access.Config{
+		Name: c.Name, Vault: v, Recorder: j, Refused: j.Refuse, Authenticate: door.authenticate,
+		Keys: func() (ledger.Opener, error) {
+			return keyring.New(keyring.Config{Source: v, Tenant: tenant})
+		},
+		Requests: c.Limits.Requests, Memory: int(c.memory), Logger: log,
+	})
+	if err != nil {
+		return stopped(err)
+	}
+	listener, scheme, err := c.listen()
+	if err != nil {
+		return stopped(err)
+	}
+
+	background, stopShipping := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopShipping()
+	shipped := make(chan struct{})
+	go func() {
+		defer close(shipped)
+		err := client.Ship(background, transport.Journal{Acknowledge: j.Acknowledge, Tail: func() transport.Source { return transport.NewSource(j.Tail()) }})
+		if err != nil && background.Err() == nil {
+			log.Error("shipping ended", "error", err)
+		}
+	}()
+	server := &http.Server{
+		Handler: health(service, j), ReadHeaderTimeout: headerTime, ReadTimeout: readTime, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	_, err = fmt.Fprintf(stdout, "recorder serve: ready, %s at %s://%s, epoch %s\n", c.Name, scheme, listener.Addr(), j.Epoch())
+	if err == nil {
+		select {
+		case <-ctx.Done():
+		case err = <-served:
+		case <-j.Failed():
+			// Nothing can be recorded any more, so nothing is given out. The next
+			// start recovers the journal.
+			err = fmt.Errorf("journal: %w", j.Err())
+		}
+	}
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), serveDrain)
+	defer cancel()
+	if shut := server.Shutdown(end); shut != nil {
+		err = errors.Join(err, server.Close())
+	}
+	end, cancel = context.WithTimeout(context.WithoutCancel(ctx), serveDrain)
+	defer cancel()
+	if finish := j.Finish(end, "stopped"); finish != nil {
+		err = errors.Join(err, finish)
+	} else {
+		select {
+		case <-shipped:
+		case <-end.Done():
+			log.Warn("the sink does not have all records yet, they are shipped at the next start")
+		}
+	}
+	stopShipping()
+	<-shipped
+	return stopped(err)
+}
+
+// health answers /healthz before the service.
+func health(service http.Handler, j *journal.Journal) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		s := j.Stats()
+		if j.Err() != nil || s.Held >= s.Limit {
+			http.Error(w, "reads cannot be recorded", http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = io.WriteString(w, "ok\n") // a prober that left needs none
+	})
+	mux.Handle("/", service)
+	return mux
+}
+
+// listen opens the address. Certificate and key are read anew for each
+// handshake, so that they can be replaced in place.
+func (c *serveConfig) listen() (net.Listener, string, error) {
+	l, err := net.Listen("tcp", c.Listen)
+	if err != nil || c.TLS == nil {
+		return l, "http", err
+	}
+	pair := func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+		cert, err := tls.LoadX509KeyPair(c.TLS.Certificate, c.TLS.Key)
+		return &cert, err
+	}
+	if _, err := pair(nil); err != nil {
+		return nil, "", errors.Join(fmt.Errorf("tls: %w", err), l.Close())
+	}
+	return tls.NewListener(l, &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: pair, NextProtos: []string{"http/1.1"}}), "https", nil
+}
+
+// door proves who asks.
+type door struct {
+	c        *serveConfig
+	verifier *auth.Verifier
+	session  []byte // the key of sessions, of this process alone
+	log      *slog.Logger
+}
+
+func newDoor(ctx context.Context, c *serveConfig, log *slog.Logger) (*door, error) {
+	issuers, err := c.issuers()
+	if err != nil {
+		return nil, err
+	}
+	d := &door{c: c, session: make([]byte, 32), log: log}
+	if _, err := rand.Read(d.session); err != nil {
+		return nil, err
+	}
+	if d.verifier, err = auth.New(context.WithoutCancel(ctx), auth.Config{Issuers: issuers, Logger: log}, nil); err != nil {
+		return nil, err
+	}
+	if _, err := d.revocations(); err != nil {
+		d.verifier.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// revocations are read for each request: who is taken off the list of readers
+// is so at once.
+func (d *door) revocations() (*auth.Revocations, error) {
+	if d.c.Revocations == "" {
+		return &auth.Revocations{}, nil
+	}
+	list, err := auth.LoadRevocations(d.c.Revocations)
+	if err != nil {
+		return nil, err
+	}
+	return list.For(d.verifier)
+}
+
+func (d *door) authenticate(r *http.Request) (*access.Reader, error) {
+	var headers []record.Header
+	for name, values := range r.Header {
+		for _, v := range values {
+			headers = append(headers, record.Header{Name: name, Value: v})
+		}
+	}
+	token, err := auth.Bearer(headers, r.URL.RawQuery)
+	if err != nil {
+		return nil, refusal(err)
+	}
+	id, err := d.verifier.Verify(r.Context(), token)
+	if err != nil {
+		return nil, refusal(err)
+	}
+	list, err := d.revocations()
+	if err != nil {
+		return nil, fmt.Errorf("revocations: %w", err)
+	}
+	if err := list.Check(id); err != nil {
+		return nil, refusal(err)
+	}
+	return &access.Reader{
+		Principal: id.Principal, Provenance: id.Provenance, Role: d.c.role(id), Session: auth.Session(d.session, id, time.Now()), Expires: id.Expires,
+	}, nil
+}
+
+func refusal(err error) error {
+	var no *auth.Error
+	if errors.As(err, &no) {
+		return &access.Refusal{Code: string(no.Code), Message: no.Message, Unavailable: no.Unavailable}
+	}
+	return err
+}

@@ -1,0 +1,246 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml"
+
+	"verbatim.dev/extproc/auth"
+	"verbatim.dev/recorder/access"
+	"verbatim.dev/recorder/vault/place"
+)
+
+// serveConfig is the file of recorder serve; serve.example.yaml explains it.
+type serveConfig struct {
+	Name   string `yaml:"name"`
+	Listen string `yaml:"listen"`
+	TLS    *struct {
+		Certificate string `yaml:"certificate"`
+		Key         string `yaml:"key"`
+	} `yaml:"tls"`
+	Vault         string `yaml:"vault"`
+	Keyset        string `yaml:"keyset"`
+	DeploymentKey string `yaml:"deployment_key"`
+	Journal       struct {
+		Dir         string `yaml:"dir"`
+		Limit       string `yaml:"limit"`
+		CutInterval string `yaml:"cut_interval"`
+	} `yaml:"journal"`
+	Sink      string `yaml:"sink"`
+	Retention struct {
+		Class string `yaml:"class"`
+		Keep  string `yaml:"keep"`
+	} `yaml:"retention"`
+	Issuers     []serveIssuer        `yaml:"issuers"`
+	Revocations string               `yaml:"revocations"`
+	Roles       map[string]serveRole `yaml:"roles"`
+	Limits      struct {
+		Requests int    `yaml:"requests"`
+		Memory   string `yaml:"memory"`
+	} `yaml:"limits"`
+
+	limit, memory int64
+	cut, keep     time.Duration
+}
+
+// serveIssuer is an issuer with the keys that the gateway's configuration has.
+type serveIssuer struct {
+	Name        string            `yaml:"name"`
+	URL         string            `yaml:"url"`
+	Audiences   []string          `yaml:"audiences"`
+	Algorithms  []string          `yaml:"algorithms"`
+	GroupsClaim string            `yaml:"groups_claim"`
+	Profile     string            `yaml:"profile"`
+	Claims      map[string]string `yaml:"claims"`
+	JWKSURL     string            `yaml:"jwks_url"`
+	CA          string            `yaml:"ca"`
+	TrustDomain string            `yaml:"trust_domain"`
+	Leeway      string            `yaml:"leeway"`
+}
+
+// serveRole says who has a role.
+type serveRole struct {
+	Groups   []string `yaml:"groups"`   // ISSUER/GROUP
+	Subjects []string `yaml:"subjects"` // ISSUER/SUBJECT
+}
+
+var serviceName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
+
+// readServeConfig reads the file, fills in defaults and checks it. Paths that
+// are not absolute start at the file's folder.
+func readServeConfig(path string) (*serveConfig, error) {
+	b, err := readSmall(path, 128<<10)
+	if err != nil {
+		return nil, err
+	}
+	c := &serveConfig{}
+	if err := yaml.NewDecoder(bytes.NewReader(b), yaml.Strict()).Decode(c); err != nil {
+		return nil, fmt.Errorf("%s: %s", path, yaml.FormatError(err, false, false))
+	}
+	dir := filepath.Dir(path)
+	for _, p := range []*string{&c.Keyset, &c.DeploymentKey, &c.Journal.Dir, &c.Sink, &c.Revocations} {
+		*p = below(dir, *p)
+	}
+	if !strings.ContainsAny(c.Vault, "=:") {
+		c.Vault = below(dir, c.Vault)
+	}
+	if c.TLS != nil {
+		c.TLS.Certificate, c.TLS.Key = below(dir, c.TLS.Certificate), below(dir, c.TLS.Key)
+	}
+	for i := range c.Issuers {
+		c.Issuers[i].CA = below(dir, c.Issuers[i].CA)
+	}
+	if err := c.check(); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return c, nil
+}
+
+func below(dir, p string) string {
+	if p == "" || filepath.IsAbs(p) {
+		return p
+	}
+	return filepath.Join(dir, p)
+}
+
+func (c *serveConfig) check() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if !serviceName.MatchString(c.Name) {
+		bad("name %q: want 1 to 63 of a-z, 0-9 and -, such as auditors-1: it stands in every record", c.Name)
+	}
+	host, _, err := net.SplitHostPort(c.Listen)
+	switch ip := net.ParseIP(host); {
+	case err != nil:
+		bad("listen %q: want ADDRESS:PORT, such as 127.0.0.1:8470", c.Listen)
+	case c.TLS == nil && host != "localhost" && (ip == nil || !ip.IsLoopback()):
+		bad("listen %q is no loopback address: tokens and evidence would go in the clear, so give tls.certificate and tls.key", c.Listen)
+	}
+	if c.TLS != nil && (c.TLS.Certificate == "" || c.TLS.Key == "") {
+		bad("tls: certificate and key are both needed")
+	}
+	for name, v := range map[string]string{
+		"vault": c.Vault, "keyset (the tenant's private one, tenant.json)": c.Keyset, "journal.dir": c.Journal.Dir,
+		"sink (the socket of recorder sink)": c.Sink, "retention.class": c.Retention.Class, "retention.keep": c.Retention.Keep,
+	} {
+		if v == "" {
+			bad("%s is missing", name)
+		}
+	}
+	for _, v := range []struct {
+		name, text, otherwise string
+		to                    *int64
+		least                 int64
+	}{{"journal.limit", c.Journal.Limit, "256MiB", &c.limit, 64 << 10}, {"limits.memory", c.Limits.Memory, "64MiB", &c.memory, 1 << 20}} {
+		if *v.to, err = parseBytes(v.text, v.otherwise); err != nil || *v.to < v.least {
+			bad("%s %q: want bytes with a unit, KiB, MiB or GiB, and at least %s", v.name, v.text, size(v.least))
+		}
+	}
+	c.cut = 5 * time.Second
+	if text := c.Journal.CutInterval; text != "" {
+		if c.cut, err = time.ParseDuration(text); err != nil || c.cut <= 0 {
+			bad("journal.cut_interval %q: want a duration such as 5s", text)
+		}
+	}
+	if text := c.Retention.Keep; text != "" {
+		if c.keep, err = place.ParseRetention(text); err != nil {
+			bad("retention.keep: %w", err)
+		}
+	}
+	if c.Limits.Requests < 0 || c.Limits.Requests > 1000 {
+		bad("limits.requests %d: want 1 to 1000", c.Limits.Requests)
+	}
+	errs = append(errs, c.checkRoles())
+	return errors.Join(errs...)
+}
+
+func (c *serveConfig) checkRoles() error {
+	var errs []error
+	issuers := map[string]serveIssuer{}
+	for _, i := range c.Issuers {
+		issuers[i.Name] = i
+	}
+	members := 0
+	for name, r := range c.Roles {
+		if name != string(access.Auditor) && name != string(access.Viewer) {
+			errs = append(errs, fmt.Errorf("roles.%s: want auditor or viewer", name))
+		}
+		for _, list := range [][]string{r.Groups, r.Subjects} {
+			for _, m := range list {
+				members++
+				issuer, rest, ok := strings.Cut(m, "/")
+				if _, known := issuers[issuer]; !ok || rest == "" || !known {
+					errs = append(errs, fmt.Errorf("roles.%s: %q: want ISSUER/NAME, with the name of an issuer in issuers", name, m))
+				}
+			}
+		}
+		for _, g := range r.Groups {
+			issuer, _, _ := strings.Cut(g, "/")
+			if i, known := issuers[issuer]; known && i.GroupsClaim == "" && i.Profile != auth.ProfileGoogle {
+				errs = append(errs, fmt.Errorf("roles.%s: %q: issuer %s has no groups_claim, so nobody of it has groups", name, g, issuer))
+			}
+		}
+	}
+	if members == 0 {
+		errs = append(errs, errors.New("roles: nobody has one: give auditor or viewer groups or subjects"))
+	}
+	return errors.Join(errs...)
+}
+
+// parseBytes reads a size, or the one that holds otherwise.
+func parseBytes(text, otherwise string) (int64, error) {
+	if text == "" {
+		text = otherwise
+	}
+	for unit, n := range map[string]int64{"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30} {
+		if digits, ok := strings.CutSuffix(text, unit); ok {
+			v, err := strconv.ParseInt(digits, 10, 32)
+			return v * n, err
+		}
+	}
+	return 0, errors.New("no unit")
+}
+
+// issuers are those of the file for the verifier.
+func (c *serveConfig) issuers() ([]auth.IssuerConfig, error) {
+	var out []auth.IssuerConfig
+	for _, i := range c.Issuers {
+		a := auth.IssuerConfig{
+			Name: i.Name, URL: i.URL, Audiences: i.Audiences, Algorithms: i.Algorithms, GroupsClaim: i.GroupsClaim, Profile: i.Profile,
+			Claims: i.Claims, JWKSURL: i.JWKSURL, CAFile: i.CA, TrustDomain: i.TrustDomain,
+		}
+		if i.Leeway != "" {
+			var err error
+			if a.Leeway, err = time.ParseDuration(i.Leeway); err != nil {
+				return nil, fmt.Errorf("issuer %q: leeway %q: want a duration such as 30s", i.Name, i.Leeway)
+			}
+		}
+		out = append(out, a)
+	}
+	return out, nil
+}
+
+// role is the highest that somebody has.
+func (c *serveConfig) role(id *auth.Identity) access.Role {
+	for _, name := range []access.Role{access.Auditor, access.Viewer} {
+		r := c.Roles[string(name)]
+		if slices.Contains(r.Subjects, id.Principal.Issuer+"/"+id.Principal.Subject) {
+			return name
+		}
+		for _, g := range id.Principal.Groups {
+			if slices.Contains(r.Groups, g) {
+				return name
+			}
+		}
+	}
+	return ""
+}
