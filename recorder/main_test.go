@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"verbatim.dev/deploy/local/issuer"
 	"verbatim.dev/recorder/journal"
 	"verbatim.dev/recorder/ledger/ledgertest"
 	"verbatim.dev/recorder/record"
@@ -83,6 +85,10 @@ func TestScripts(t *testing.T) {
 				}
 				ts.Fatalf("%s does not hold %q", args[0], args[1])
 			},
+			"auditing": func(ts *testscript.TestScript, neg bool, args []string) {
+				auditing(t, ts)
+			},
+			"reach": reach,
 			"setenv": func(ts *testscript.TestScript, neg bool, args []string) {
 				ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile(args[1])))
 			},
@@ -168,6 +174,53 @@ func waitFor(ts *testscript.TestScript, neg bool, args []string) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	ts.Fatalf("%s did not appear", args[0])
+}
+
+// auditing starts an issuer, and writes readers' tokens and serve.yaml for the
+// vault of the script; $SERVER is where the service will be.
+func auditing(t *testing.T, ts *testscript.TestScript) {
+	s, err := issuer.Listen("127.0.0.1:0", "")
+	ts.Check(err)
+	t.Cleanup(func() { s.Close(context.Background()) })
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	ts.Check(l.Close())
+	ts.Setenv("SERVER", "http://"+l.Addr().String())
+	for name, groups := range map[string][]string{"ada": {"security"}, "vera": {"analysts"}, "mallory": {"everyone"}} {
+		token, err := s.Issuer(issuer.Corp).Mint(map[string]any{"sub": name, "email": name + "@corp.example", "email_verified": true, "aud": "auditors", "groups": groups}, issuer.Options{})
+		ts.Check(err)
+		ts.Check(os.WriteFile(ts.MkAbs(name+".token"), []byte(token+"\n"), 0o600))
+	}
+	text := fmt.Sprintf(`name: auditors-1
+listen: %s
+vault: vault
+keyset: tenant.json
+journal: {dir: journal, cut_interval: 50ms}
+sink: s.sock
+retention: {class: standard, keep: 400d}
+issuers: [{name: corp, url: %q, audiences: [auditors], groups_claim: groups}]
+revocations: revoked.yaml
+roles:
+  auditor: {groups: [corp/security]}
+  viewer: {groups: [corp/analysts]}
+`, l.Addr(), s.Issuer(issuer.Corp).URL())
+	ts.Check(os.WriteFile(ts.MkAbs("serve.yaml"), []byte(text), 0o600))
+	ts.Check(os.WriteFile(ts.MkAbs("revoked.yaml"), []byte("subjects: []\n"), 0o600))
+}
+
+// reach waits until $SERVER can record.
+func reach(ts *testscript.TestScript, neg bool, args []string) {
+	for range 500 {
+		res, err := http.Get(ts.Getenv("SERVER") + "/healthz")
+		if err == nil {
+			res.Body.Close()
+			if res.StatusCode == http.StatusOK {
+				return
+			}
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	ts.Fatalf("%s is not reached", ts.Getenv("SERVER"))
 }
 
 // ship runs a gateway's journal against a sink: ship SOCKET JOURNAL KEYSET

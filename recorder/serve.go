@@ -192,12 +192,15 @@ func serve(ctx context.Context, c *serveConfig, stdout io.Writer, log *slog.Logg
 	return stopped(err)
 }
 
+// roomForRecord is what a common record of reading takes of the journal.
+const roomForRecord = 4 << 10
+
 // health answers /healthz before the service.
 func health(service http.Handler, j *journal.Journal) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		s := j.Stats()
-		if j.Err() != nil || s.Held >= s.Limit {
+		if j.Err() != nil || s.Held+roomForRecord > s.Limit {
 			http.Error(w, "reads cannot be recorded", http.StatusServiceUnavailable)
 			return
 		}

@@ -3,6 +3,7 @@ package access
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
 
@@ -334,7 +335,11 @@ func (c *call) payload() error {
 	if err := c.reason(what, req.Why, true); err != nil {
 		return err
 	}
-	cfg, err := c.config(func(err error) { c.s.log.Warn("access: the vault is damaged", "error", err) })
+	damaged := false
+	cfg, err := c.config(func(err error) {
+		damaged = true
+		c.s.log.Warn("access: the vault is damaged", "error", err)
+	})
 	if err != nil {
 		return err
 	}
@@ -371,7 +376,11 @@ func (c *call) payload() error {
 	case err != nil:
 		err = found(err)
 	default:
-		if note, err = d.Body(direction); err != nil {
+		note, err = d.Body(direction)
+		if err == nil && damaged && d.Result == search.Pending {
+			err = fmt.Errorf("the vault is damaged where %s lies, so the %s may not be whole: run recorder verify", id, direction)
+		}
+		if err != nil {
 			err = &Error{Status: http.StatusNotFound, Code: CodeNoBody, Message: err.Error()}
 		}
 	}

@@ -296,6 +296,8 @@ func TestAppendRefuses(t *testing.T) {
 		"kind zero":        {record.Draft{}, "journal's own"},
 		"plain intent":     {record.Draft{Kind: record.KindIntent}, "needs a session"},
 		"sealed heartbeat": {record.Draft{Kind: record.KindHeartbeat, Session: "s"}, "no session"},
+		"plain access":     {record.Draft{Kind: record.KindAccess}, "sealed for a session"},
+		"access within":    {record.Draft{Kind: record.KindAccess, Session: "s", Exchange: 1}, "no exchange but its own"},
 		"class":            {record.Draft{Kind: record.KindIntent, Session: "s", Class: "nope"}, `"nope" has no retention`},
 		"piece":            {record.Draft{Kind: record.KindPayload, Session: "s", Body: make([]byte, record.MaxPiece+1)}, "above the limit"},
 		"body":             {record.Draft{Kind: record.KindIntent, Session: "s", Body: make([]byte, record.MaxBody+1)}, "above the limit"},
@@ -311,6 +313,41 @@ func TestAppendRefuses(t *testing.T) {
 	}
 	if id := mustAppend(t, j, received("x")); id.Sequence != 2 {
 		t.Errorf("refused appends consumed sequences: next was %d", id.Sequence)
+	}
+}
+
+// TestAccessStandsAlone: an access record is its own exchange, and open to
+// nobody's outcome.
+func TestAccessStandsAlone(t *testing.T) {
+	fs := newMemFS()
+	j := mustOpen(t, testConfig("/j", fs))
+	k := j.Append(received("x"), record.Draft{Kind: record.KindAccess, Session: "a", Body: []byte("{}")})
+	if err := k.Wait(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	if n := j.Stats().Exchanges; n != 1 {
+		t.Errorf("%d exchanges are open, want the received one alone", n)
+	}
+	mustClose(t, j)
+	j = mustOpen(t, testConfig("/j", fs))
+	mustClose(t, j)
+	s := drain(t, j)
+	access, interrupted := 0, 0
+	for _, items := range s.items {
+		for _, i := range items {
+			switch i.Frame.Kind {
+			case record.KindAccess:
+				access++
+				if i.Frame.Exchange != i.Frame.Sequence || i.Frame.Sequence != 3 {
+					t.Errorf("access record %d is of exchange %d", i.Frame.Sequence, i.Frame.Exchange)
+				}
+			case record.KindOutcome:
+				interrupted++
+			}
+		}
+	}
+	if access != 1 || interrupted != 1 {
+		t.Errorf("%d access records and %d outcomes of recovery, want 1 of each", access, interrupted)
 	}
 }
 

@@ -34,6 +34,7 @@ var rules = []struct {
 	{"recorder/erasure", []string{"recorder/record", "recorder/vault", "recorder/ledger", "recorder/keyring", "recorder/retention"}, "what may be erased follows from the vault and its holds"},
 	{"recorder/search", []string{"recorder/record", "recorder/vault", "recorder/ledger", "recorder/keyring"}, "auditors read the vault"},
 	{"recorder/bundle", []string{"recorder/record", "recorder/vault", "recorder/ledger", "recorder/keyring", "recorder/search"}, "evidence is made from the vault, and verified without it"},
+	{"recorder/access", []string{"recorder/record", "recorder/ledger", "recorder/search"}, "who a reader is, its caller proves"},
 	{"recorder/reconcile", []string{"recorder/record", "recorder/ledger", "recorder/search"}, "it reads records as search does, and nothing else of ours"},
 	{"extproc/bigquery", []string{"recorder/record"}, "what a call means needs no I/O"},
 	{"extproc/auth", []string{"recorder/record"}, "identities are the record's words"},

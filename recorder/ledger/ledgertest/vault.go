@@ -206,9 +206,11 @@ func (g *Gateway) put(d record.Draft, exchange uint64) {
 			g.Vault.Files[vault.KeyName(g.Epoch, id)] = must(fresh.Encode(nil))
 		}
 		check(g.sealer.Seal(&f, d.Session))
-		if d.Kind == record.KindOutcome {
+		switch d.Kind {
+		case record.KindOutcome:
 			delete(g.open, exchange)
-		} else {
+		case record.KindAccess: // stands alone
+		default:
 			g.open[exchange] = f.Class
 		}
 	}
