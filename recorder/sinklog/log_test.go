@@ -356,6 +356,32 @@ func TestTwoSinks(t *testing.T) {
 	}
 }
 
+// The other sink takes the step between this one's look and its own: this one
+// goes the other's way, then its own.
+func TestStageTaken(t *testing.T) {
+	v := inMemory()
+	a, b := open(t, v), open(t, v)
+	x, y := newGateway(1), newGateway(2)
+	if err := commit(t.Context(), b, y.segment(v), y.segment(v)); err != nil {
+		t.Fatal(err)
+	}
+	a.pending = []cut{x.segment(v)}
+	for want := int64(2); want <= 3; want++ {
+		if err := a.commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if a.tree.N != want || len(a.pending) != int(3-want) {
+			t.Fatalf("size %d, %d pending", a.tree.N, len(a.pending))
+		}
+	}
+	if err := commit(t.Context(), b, y.segment(v)); err != nil {
+		t.Fatal(err)
+	}
+	if got := len(logOf(t, v)); got != 4 {
+		t.Fatalf("%d entries", got)
+	}
+}
+
 var errFault = errors.New("injected fault")
 
 // faultVault fails one call: before it is done, or after.
