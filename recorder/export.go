@@ -1,7 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +18,8 @@ import (
 	"verbatim.dev/recorder/bundle"
 	"verbatim.dev/recorder/ledger"
 	"verbatim.dev/recorder/record"
+	"verbatim.dev/recorder/vault"
+	"verbatim.dev/recorder/vault/place"
 )
 
 const exportHelp = `
@@ -30,6 +36,9 @@ selection in clear: keep it like what it shows. With --no-payload the bodies' re
 left out but for their digests; the keys stay, for they open SQL and outcomes too, so
 who also has the vault's ciphertext can open that session's payload with them.
 
+That a bundle with keys was made is noted in the vault (exports/), where it can be written:
+"recorder erase" lists the bundles that hold a key it destroys.
+
 Without a keyset the bundle has no keys: it proves, and cannot be read. Then only
 --exchange selects.
 
@@ -40,7 +49,7 @@ Examples:
   recorder verify evidence.zip --trust deployment.pub
 `
 
-func exportCommand(ctx context.Context, args []string, stdout, _ io.Writer) (err error) {
+func exportCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
 	var p where
 	f := newFlags("export", exportHelp)
 	f.vaultFlag(&p)
@@ -97,7 +106,40 @@ func exportCommand(ctx context.Context, args []string, stdout, _ io.Writer) (err
 	if c.Tenant == nil && s.Exchange == "" {
 		return &usageError{"export: which keyset?", "what is searched is sealed: give --keyset FILE, or select with --exchange"}
 	}
-	return writeExport(ctx, c, *out, stdout)
+	held, err := writeExport(ctx, c, *out, stdout)
+	if err != nil || len(held) == 0 {
+		return err
+	}
+	if err := register(ctx, &p, *out, held); err != nil {
+		fmt.Fprintln(stderr, "recorder: export: the bundle is not registered in the vault, an erasure will not list it:", oneLine(err.Error()))
+	}
+	return nil
+}
+
+// register notes in the vault that a bundle with data keys was made: whoever
+// erases one of them is told of it.
+func register(ctx context.Context, p *where, out string, keys []string) (err error) {
+	file, err := os.Open(out)
+	if err != nil {
+		return err
+	}
+	sum := sha256.New()
+	_, err = io.Copy(sum, file)
+	if err = errors.Join(err, file.Close()); err != nil {
+		return err
+	}
+	digest := hex.EncodeToString(sum.Sum(nil))
+	x := vault.Export{Version: 1, ID: digest[:32], Time: time.Now().UTC().Truncate(time.Second), By: account(), SHA256: digest, Keys: keys}
+	b, err := json.Marshal(x)
+	if err != nil {
+		return err
+	}
+	v, err := place.Open(ctx, place.Config{Spec: p.spec, Beside: true})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, v.Close()) }()
+	return v.Create(ctx, x.Name(), bytes.NewReader(append(b, '\n')))
 }
 
 func (f *flags) tenant(p *where) (*keyset.Handle, error) {
@@ -111,23 +153,23 @@ func (f *flags) tenant(p *where) (*keyset.Handle, error) {
 	return h, nil
 }
 
-func writeExport(ctx context.Context, c bundle.Config, out string, stdout io.Writer) error {
+func writeExport(ctx context.Context, c bundle.Config, out string, stdout io.Writer) (keys []string, err error) {
 	file, err := os.OpenFile(out, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("export: %s is there already and is not replaced", out)
+		return nil, fmt.Errorf("export: %s is there already and is not replaced", out)
 	}
 	if err != nil {
-		return fmt.Errorf("export: %w", err)
+		return nil, fmt.Errorf("export: %w", err)
 	}
 	stats, err := bundle.Write(ctx, c, file)
 	if err == nil {
 		err = file.Sync()
 	}
 	if err = errors.Join(err, file.Close()); err != nil {
-		return errors.Join(err, os.Remove(out)) // only what is whole stays
+		return nil, errors.Join(err, os.Remove(out)) // only what is whole stays
 	}
 	_, err = fmt.Fprintf(stdout, "%s: %d exchanges, %d records (%d withheld), %d data keys (%d erased)\n", out, stats.Exchanges, stats.Records, stats.Withheld, stats.Keys, stats.Erased)
-	return err
+	return stats.DataKeys, err
 }
 
 // verifyBundle checks a bundle; no vault is needed.

@@ -35,6 +35,8 @@ type Config struct {
 // Stats say what went into a bundle.
 type Stats struct {
 	Exchanges, Records, Withheld, Keys, Erased int
+	// DataKeys names the data keys, EPOCH/KEYID, sorted.
+	DataKeys []string
 }
 
 // ErrNothing means that nothing fits the selection.
@@ -80,6 +82,7 @@ func (b *writer) write(ctx context.Context, w io.Writer) error {
 	}
 	b.manifest.Erased = slices.Sorted(maps.Keys(b.erased))
 	b.stats.Exchanges, b.stats.Keys, b.stats.Erased = len(b.manifest.Exchanges), len(b.keys), len(b.erased)
+	b.stats.DataKeys = slices.Sorted(maps.Keys(b.keys))
 	page, err := b.report.render(&b.manifest)
 	if err != nil {
 		return err

@@ -3,9 +3,10 @@
 //
 // The rule of this folder: what [Vault.Create] has returned nil for is durable
 // and complete under its name, and nothing ever changes it. Nothing removes it
-// either, but for [Folder.Expire] a segment whose retention is over. The names are pure functions ([SegmentName], [KeyName]) of what
-// the objects hold, so a sink that crashed and does its work again writes the
-// same bytes under the same names.
+// either, but for [Folder.Expire] a segment whose retention is over, and for
+// [Folder.EraseKey] a wrapped key, whose [Tombstone] stays. The names are pure
+// functions ([SegmentName], [KeyName]) of what the objects hold, so a sink that
+// crashed and does its work again writes the same bytes under the same names.
 //
 // A segment covers the records of one epoch from after one cut checkpoint to
 // and including the next. Its file is

@@ -1,11 +1,11 @@
 // Package gcs keeps a vault in a bucket of Cloud Storage.
 //
 // The rule of this folder: an object is written with the condition that there
-// is none of its name (ifGenerationMatch=0), and never updated or deleted. So
-// an identity that may create, get and list objects is enough
-// (storage.objects.create, .get, .list: roles/storage.objectCreator and
-// roles/storage.objectViewer), and what makes the bucket write-once is its own
-// retention policy, see [Init] and [Check].
+// is none of its name (ifGenerationMatch=0), and never updated or deleted, but
+// for [Vault.EraseKey] a wrapped key. So an identity that may create, get and
+// list objects is enough for the sink (storage.objects.create, .get, .list:
+// roles/storage.objectCreator and roles/storage.objectViewer), and what makes
+// the bucket write-once is its own retention policy, see [Init] and [Check].
 //
 // An answer 412 may be the echo of a write that succeeded and whose answer was
 // lost. Equal content is therefore success: size and CRC32C are compared, then
