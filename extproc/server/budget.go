@@ -35,9 +35,10 @@ const (
 	// LeastShare lets an exchange go on with nothing but its share: one message,
 	// and the same bytes once more in records that are not durable yet.
 	LeastShare = outgoing + 2*expected
-	// ahead is the most that an exchange borrows for bodies that stream: a stalled
-	// reader must not hold what others could move with.
-	ahead = 4 << 20
+	// ahead is the most that an exchange borrows for bodies that stream: enough for
+	// large commits, which a slow disk does better, and not so much that a stalled
+	// reader holds what others could move with.
+	ahead = 12 << 20
 	// heldCost is what each byte of a held body counts beyond itself: what it is
 	// rewritten to, and both once more in records. A byte of SQL becomes sqlCost
 	// more in the intent.
