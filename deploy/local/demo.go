@@ -90,7 +90,7 @@ func (d *demo) evidence(ctx context.Context, since time.Time) error {
 		return err
 	}
 	fmt.Fprintln(d.out, "\nAnd it has not been tampered with (recorder verify):")
-	return d.tool(ctx, recorder, append([]string{"verify"}, flags...)...)
+	return d.tool(ctx, recorder, append([]string{"verify", "--trust", d.stack.Trust()}, flags...)...)
 }
 
 func (d *demo) tool(ctx context.Context, path string, args ...string) error {
