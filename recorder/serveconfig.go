@@ -21,15 +21,12 @@ import (
 
 // serveConfig is the file of recorder serve; serve.example.yaml explains it.
 type serveConfig struct {
-	Name   string `yaml:"name"`
-	Listen string `yaml:"listen"`
-	TLS    *struct {
-		Certificate string `yaml:"certificate"`
-		Key         string `yaml:"key"`
-	} `yaml:"tls"`
-	Vault         string `yaml:"vault"`
-	Keyset        string `yaml:"keyset"`
-	DeploymentKey string `yaml:"deployment_key"`
+	Name          string    `yaml:"name"`
+	Listen        string    `yaml:"listen"`
+	TLS           *serveTLS `yaml:"tls"`
+	Vault         string    `yaml:"vault"`
+	Keyset        string    `yaml:"keyset"`
+	DeploymentKey string    `yaml:"deployment_key"`
 	Journal       struct {
 		Dir         string `yaml:"dir"`
 		Limit       string `yaml:"limit"`
@@ -50,6 +47,12 @@ type serveConfig struct {
 
 	limit, memory int64
 	cut, keep     time.Duration
+}
+
+// serveTLS are the PEM files of the service's certificate.
+type serveTLS struct {
+	Certificate string `yaml:"certificate"`
+	Key         string `yaml:"key"`
 }
 
 // serveIssuer is an issuer with the keys that the gateway's configuration has.

@@ -234,7 +234,7 @@ func SessionKeys(ctx context.Context, v Vault, o Opener, session string) (keys [
 			if err != nil {
 				return err
 			}
-			if f.Kind != record.KindIntent && f.Kind != record.KindReceived && f.Kind != record.KindOutcome || f.Key == (record.KeyID{}) {
+			if f.Kind != record.KindIntent && f.Kind != record.KindReceived && f.Kind != record.KindOutcome && f.Kind != record.KindAccess || f.Key == (record.KeyID{}) {
 				continue
 			}
 			text := KeyText(id.Epoch, f.Key)
@@ -251,7 +251,7 @@ func SessionKeys(ctx context.Context, v Vault, o Opener, session string) (keys [
 				continue
 			}
 			var body struct {
-				Session  string `json:"session"` // of a received record
+				Session  string `json:"session"` // of a received or access record
 				Verbatim struct {
 					Session string `json:"session"`
 				} `json:"verbatim"`
