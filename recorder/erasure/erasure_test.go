@@ -348,7 +348,7 @@ func TestCrash(t *testing.T) {
 			t.Run(fmt.Sprintf("write %d done=%v", at, done), func(t *testing.T) {
 				v, ids := sample(t)
 				f := &faulty{Folder: v, at: at, done: done}
-				x, err := erasure.Erase(t.Context(), f, f, find(t, v, erasure.Selection{Session: "s-alice"}), options)
+				_, err := erasure.Erase(t.Context(), f, f, find(t, v, erasure.Selection{Session: "s-alice"}), options)
 				if !errors.Is(err, errFault) {
 					t.Fatal(err)
 				}
@@ -375,7 +375,7 @@ func TestCrash(t *testing.T) {
 					}
 				}
 				// The process that goes on has nothing but the id.
-				x, _, err = erasure.Read(t.Context(), v, list[0])
+				x, _, err := erasure.Read(t.Context(), v, list[0])
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -118,13 +118,12 @@ func (c *verifier) small(name string) ([]byte, error) {
 // is missing.
 func (c *verifier) missing(e *epoch, f *record.Frame, at place) error {
 	k := seenKey{e.id, f.Key}
-	id, noted := c.erasures.keys[k]
-	if !noted {
+	if _, noted := c.erasures.keys[k]; !noted {
 		_, err := keyring.Read(c.ctx, c.vault, e.id, f.Key)
 		var erased *keyring.ErasedError
 		switch {
 		case errors.As(err, &erased):
-			id = erased.Tombstone.Erasure
+			id := erased.Tombstone.Erasure
 			x, err := c.erasure(id)
 			if err != nil || x == nil {
 				return err
