@@ -443,10 +443,12 @@ func TestClient(t *testing.T) {
 		t.Errorf("a broken token: %v", err)
 	}
 	for name, answer := range map[string]http.HandlerFunc{
-		"cut off":   func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, `{"access":"x"}`) },
-		"no JSON":   func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, `<html>`) },
-		"another":   func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "proxy", http.StatusBadGateway) },
-		"elsewhere": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://evil.example/", http.StatusTemporaryRedirect) },
+		"cut off": func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, `{"access":"x"}`) },
+		"no JSON": func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, `<html>`) },
+		"another": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "proxy", http.StatusBadGateway) },
+		"elsewhere": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://evil.example/", http.StatusTemporaryRedirect)
+		},
 		"error": func(w http.ResponseWriter, _ *http.Request) {
 			fmt.Fprintln(w, `{"error":{"code":"failed","message":"m"}}`)
 		},
