@@ -141,7 +141,8 @@ func startRig(ctx context.Context, o options, want *regexp.Regexp) (_ *rig, err 
 		return nil, err
 	}
 	upstreamPart := part{"upstream", up.Pid}
-	none := func() string { return "none" }
+	// Nobody looks at it, but it has the length of a token: all rows carry the same.
+	none := func() string { return strings.Repeat("t", 1092) }
 	add := func(row *row) {
 		row.parts = append(row.parts, upstreamPart)
 		r.rows = append(r.rows, row)
