@@ -33,6 +33,11 @@ type demo struct {
 }
 
 func (d *demo) run(ctx context.Context) error {
+	if d.upstream != "" {
+		if err := d.credential(ctx); err != nil {
+			return err
+		}
+	}
 	if d.upstream != "" && !d.local {
 		return d.selectOne(ctx)
 	}
@@ -55,6 +60,22 @@ func (d *demo) run(ctx context.Context) error {
 		return fmt.Errorf("the agent: %w", err)
 	}
 	return d.evidence(ctx, since)
+}
+
+// credential makes sure that the gateway has one: without it every query waits
+// in its client's retries.
+func (d *demo) credential(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 45*time.Second)
+	defer cancel()
+	var out bytes.Buffer
+	cmd := exec.CommandContext(ctx, filepath.Join(d.bin, "extproc"), "check", "--config", d.stack.ConfigFile(), "--online")
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Run(); err != nil {
+		lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+		return fmt.Errorf("the gateway has no credential for %s: %s", d.upstream, lines[len(lines)-1])
+	}
+	fmt.Fprintln(d.out, "the gateway's credential is good")
+	return nil
 }
 
 // selectOne tells how to try it with a token of one's own: there is none here.
