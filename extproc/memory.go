@@ -11,11 +11,11 @@ import (
 // pooled buffers that hold no pointers and are hardly garbage. One percentage
 // does not fit both: a high one lets a large heap grow far above the memory
 // formula, and a low one collects a small heap many times a second. So a
-// collection comes when the heap has grown by half, but not before it has grown
-// by heapStep.
+// collection comes when the heap has grown by heapStep, or by a fifth where that
+// is more.
 const (
 	heapStep    = 32 << 20 // bytes
-	leastGrowth = 50       // percent
+	leastGrowth = 20       // percent
 	mostGrowth  = 400
 )
 
@@ -59,6 +59,6 @@ func (t *tuner) set(percent int) {
 // so that a heap that hardly changes leaves it alone.
 func growth(live uint64) int {
 	p := 100 * heapStep / max(live, 1)
-	p -= p % 25
+	p -= p % 10
 	return int(min(max(p, leastGrowth), mostGrowth))
 }
