@@ -11,11 +11,10 @@ import (
 // pooled buffers that hold no pointers and are hardly garbage. One percentage
 // does not fit both: a high one lets a large heap grow far above the memory
 // formula, and a low one collects a small heap many times a second. So a
-// collection comes when the heap has grown by heapStep, or by a fifth where that
-// is more.
+// collection comes when the heap has grown by about heapStep.
 const (
 	heapStep    = 32 << 20 // bytes
-	leastGrowth = 20       // percent
+	leastGrowth = 10       // percent
 	mostGrowth  = 400
 )
 

@@ -25,12 +25,16 @@ type chunk struct {
 	memory []byte
 }
 
+// cost is what the chunk counts in an exchange's memory: all of its buffer.
+func (c chunk) cost() int64 { return int64(max(len(c.b), len(c.memory))) }
+
 // pooledFrom is the size of the smallest body that gets a pooled buffer.
 const pooledFrom = 4 << 10
 
-// bodySizes are the capacities of the buffers. Envoy sends up to 256 KiB at once
-// with the bootstrap of this repository.
-var bodySizes = [...]int{16 << 10, 64 << 10, 128 << 10, expected}
+// bodySizes are the capacities of the buffers, close enough that not much of them
+// stays empty. Envoy sends up to 256 KiB at once with the bootstrap of this
+// repository.
+var bodySizes = [...]int{8 << 10, 16 << 10, 32 << 10, 48 << 10, 64 << 10, 96 << 10, 128 << 10, 192 << 10, expected}
 
 var bodies [len(bodySizes)]sync.Pool
 

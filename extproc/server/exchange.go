@@ -367,7 +367,7 @@ func (x *exchange) flushRequest() {
 // sendChunks sends chunks in order; with end, the last reply ends the stream.
 func (x *exchange) sendChunks(d record.Direction, chunks []chunk, end bool) {
 	for i, c := range chunks {
-		x.sendBody(d, c, end && i == len(chunks)-1, int64(len(c.b)))
+		x.sendBody(d, c, end && i == len(chunks)-1, c.cost())
 	}
 	if end && len(chunks) == 0 {
 		x.send(bodyReply(d, nil, true), 0)

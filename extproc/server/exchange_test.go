@@ -612,7 +612,7 @@ func TestReleasedBytesAndTheirMemory(t *testing.T) {
 						r.exchange.memory = memory
 					}
 					want = append(want, b.Body...)
-					r.hold.change(int64(n))
+					r.hold.change(int64(max(n, len(r.exchange.memory))))
 					r.step(msg)
 					for _, o := range r.out {
 						r.sent = append(r.sent, proto.Clone(o.msg).(*extproc.ProcessingResponse))

@@ -93,7 +93,7 @@ func (x *exchange) flushResponse() {
 // ends the response.
 func (x *exchange) release(chunks []chunk, whole, end bool) {
 	for i, c := range chunks {
-		held, newest := int64(len(c.b)), i == len(chunks)-1
+		held, newest := c.cost(), i == len(chunks)-1
 		var last []byte
 		if newest && !whole {
 			last = []byte{c.b[len(c.b)-1]}
@@ -176,7 +176,8 @@ func (x *exchange) finish(trailers *extproc.ProcessingResponse) {
 
 // dropUpload forgets request bytes that came after the response ended.
 func (x *exchange) dropUpload() {
-	x.hold.change(-x.up.waiting)
-	x.up.take()
+	for _, c := range x.up.take() {
+		x.hold.change(-c.cost())
+	}
 	x.upOut = true
 }

@@ -392,11 +392,15 @@ func (s *Server) loop(ctx context.Context, x *exchange, me *running, in <-chan r
 				continue
 			}
 			n := int64(len(r.msg.GetRequestBody().GetBody()) + len(r.msg.GetResponseBody().GetBody()))
-			x.hold.change(n - expected)
+			whole := max(n, int64(len(r.memory))) // the buffer, as long as it is one
+			x.hold.change(whole - expected)
 			x.memory = r.memory
 			x.step(r.msg)
-			putBody(x.memory) // where nobody took it
-			x.memory = nil
+			if x.memory != nil { // nobody took it
+				x.hold.change(n - whole)
+				putBody(x.memory)
+				x.memory = nil
+			}
 		case <-settled:
 			active = time.Now()
 			x.step(eventSettled{})

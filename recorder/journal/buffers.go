@@ -12,9 +12,9 @@ import (
 // keeps an entry from that (an error ends the journal) leaves the buffers to the
 // garbage collector.
 
-// bufferSizes are the capacities that are kept. The largest holds a whole
-// payload record.
-var bufferSizes = [...]int{4 << 10, 16 << 10, 64 << 10, 128 << 10, pieceSize}
+// bufferSizes are the capacities that are kept, close enough that not much of
+// them stays empty. The largest holds a whole payload record.
+var bufferSizes = [...]int{4 << 10, 16 << 10, 32 << 10, 48 << 10, 64 << 10, 96 << 10, 128 << 10, 192 << 10, pieceSize}
 
 var (
 	pieceSize = record.Size("", record.MaxPiece) + record.MaxClass
