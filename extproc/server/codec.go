@@ -36,7 +36,16 @@ const pooledFrom = 4 << 10
 // repository.
 var bodySizes = [...]int{8 << 10, 16 << 10, 32 << 10, 48 << 10, 64 << 10, 96 << 10, 128 << 10, 192 << 10, expected}
 
-var bodies [len(bodySizes)]sync.Pool
+// idleBodies is the most that buffers hold which nobody uses: what a burst
+// needed more is for the garbage collector. A sync.Pool would keep all of it
+// until the next collections, and they come the later the less garbage there is.
+const idleBodies = 16 << 20
+
+var bodies struct {
+	sync.Mutex
+	free [len(bodySizes)][][]byte
+	idle int
+}
 
 // getBody returns n bytes and the pooled buffer that they lie in, nil where n is
 // too small or too large for one.
@@ -48,12 +57,17 @@ func getBody(n int) (b, memory []byte) {
 		if n > size {
 			continue
 		}
-		memory, ok := bodies[i].Get().(*[]byte)
-		if !ok {
-			m := make([]byte, size)
-			memory = &m
+		bodies.Lock()
+		if free := bodies.free[i]; len(free) > 0 {
+			memory, free[len(free)-1] = free[len(free)-1], nil
+			bodies.free[i] = free[:len(free)-1]
+			bodies.idle -= size
 		}
-		return (*memory)[:n:n], *memory
+		bodies.Unlock()
+		if memory == nil {
+			memory = make([]byte, size)
+		}
+		return memory[:n:n], memory
 	}
 	return make([]byte, n), nil
 }
@@ -61,10 +75,16 @@ func getBody(n int) (b, memory []byte) {
 // putBody gives a pooled buffer back, or nil. Nothing may refer to it any more.
 func putBody(memory []byte) {
 	for i, size := range bodySizes {
-		if len(memory) == size {
-			bodies[i].Put(&memory)
-			return
+		if len(memory) != size {
+			continue
 		}
+		bodies.Lock()
+		defer bodies.Unlock()
+		if bodies.idle+size <= idleBodies {
+			bodies.free[i] = append(bodies.free[i], memory)
+			bodies.idle += size
+		}
+		return
 	}
 }
 

@@ -133,3 +133,32 @@ func TestCodecSendsFromBuffersThatFit(t *testing.T) {
 		data.Free()
 	}
 }
+
+func TestIdleBodiesAreBounded(t *testing.T) {
+	var all [][]byte
+	for range 2 * idleBodies / expected {
+		_, memory := getBody(expected)
+		all = append(all, memory)
+	}
+	for _, m := range all {
+		putBody(m)
+	}
+	bodies.Lock()
+	idle, kept := bodies.idle, 0
+	for i, free := range bodies.free {
+		kept += len(free) * bodySizes[i]
+	}
+	bodies.Unlock()
+	if idle > idleBodies || kept != idle {
+		t.Errorf("%d bytes lie idle, counted as %d; the bound is %d", kept, idle, idleBodies)
+	}
+	seen := map[*byte]bool{}
+	for range 2 * idleBodies / expected {
+		b, memory := getBody(expected)
+		if seen[&b[0]] {
+			t.Fatal("a buffer was given out twice")
+		}
+		seen[&b[0]] = true
+		defer putBody(memory)
+	}
+}

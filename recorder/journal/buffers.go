@@ -16,10 +16,19 @@ import (
 // them stays empty. The largest holds a whole payload record.
 var bufferSizes = [...]int{4 << 10, 16 << 10, 32 << 10, 48 << 10, 64 << 10, 96 << 10, 128 << 10, 192 << 10, pieceSize}
 
-var (
-	pieceSize = record.Size("", record.MaxPiece) + record.MaxClass
-	buffers   [len(bufferSizes)]sync.Pool
-)
+var pieceSize = record.Size("", record.MaxPiece) + record.MaxClass
+
+// idleBuffers is the most that buffers hold which no entry uses, in bytes: about
+// two commits of the largest size. A sync.Pool would keep what a burst needed
+// until the next garbage collections, and they come the later the less garbage
+// there is.
+const idleBuffers = 8 << 20
+
+var buffers struct {
+	sync.Mutex
+	free [len(bufferSizes)][][]byte
+	idle int
+}
 
 // getBuffer returns an empty buffer with room for n bytes.
 func getBuffer(n int) []byte {
@@ -27,10 +36,18 @@ func getBuffer(n int) []byte {
 		if n > size {
 			continue
 		}
-		if b, ok := buffers[i].Get().(*[]byte); ok {
-			return (*b)[:0]
+		var b []byte
+		buffers.Lock()
+		if free := buffers.free[i]; len(free) > 0 {
+			b, free[len(free)-1] = free[len(free)-1], nil
+			buffers.free[i] = free[:len(free)-1]
+			buffers.idle -= size
 		}
-		return make([]byte, 0, size)
+		buffers.Unlock()
+		if b == nil {
+			b = make([]byte, 0, size)
+		}
+		return b[:0]
 	}
 	return make([]byte, 0, n)
 }
@@ -38,9 +55,15 @@ func getBuffer(n int) []byte {
 // putBuffer gives a buffer back. Nothing may refer to it any more.
 func putBuffer(b []byte) {
 	for i, size := range bufferSizes {
-		if cap(b) == size {
-			buffers[i].Put(&b)
-			return
+		if cap(b) != size {
+			continue
 		}
+		buffers.Lock()
+		defer buffers.Unlock()
+		if buffers.idle+size <= idleBuffers {
+			buffers.free[i] = append(buffers.free[i], b)
+			buffers.idle += size
+		}
+		return
 	}
 }
