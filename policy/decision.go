@@ -36,6 +36,9 @@ type Decision struct {
 	Labels     map[string]string `json:"labels"`               // to write on the job
 	Credential string            `json:"credential,omitempty"` // a credential's name in the configuration; empty for the connection's own
 	Retention  string            `json:"retention,omitempty"`  // a retention class; empty for the connection's own
+	// DryRun asks for BigQuery's own word before the decision counts: the
+	// gateway makes a dry run and decides again, with input.sql.dry_run there.
+	DryRun bool `json:"dry_run,omitempty"`
 }
 
 // Code says why there is no decision.

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
+
+	"verbatim.dev/policy/sql"
 )
 
 // InputVersion is the version of the input that this package builds.
@@ -23,6 +25,46 @@ type Input struct {
 	Connection Connection
 	Request    Request
 	SQL        *SQL
+	// Reads and Writes are the tables that the call uses, whichever door it comes
+	// through: of its SQL, its body or its route. They are complete where
+	// Incomplete is empty.
+	Reads, Writes []Table
+	// Incomplete says in fixed words why Reads and Writes may lack tables:
+	// sql_problem, dynamic_sql, call, script_body, graph, unresolved, dry_run_list.
+	Incomplete []string
+	Usage      Usage
+}
+
+// Table is a table that a call uses, its names as BigQuery compares them.
+type Table struct {
+	Project, Dataset string
+	Table            string // empty for a whole dataset; ends with * for a wildcard
+	// As says how: see the constants of package policy/sql, and route, body, copy, extract, load, destination.
+	As string
+	// Source says how it is known: parser, dry_run, route, body.
+	Source string
+	// Kind is TABLE, VIEW, MATERIALIZED_VIEW, EXTERNAL, SNAPSHOT, ... where BigQuery
+	// told it; empty where nobody asked.
+	Kind              string
+	InformationSchema string   // the view's name in upper case
+	Columns           []string // lower case; empty where AllColumns is true or they are not known
+	AllColumns        bool
+}
+
+// Usage is what the caller used up in the windows of its budgets, before this
+// request.
+type Usage struct {
+	Known   bool // false where the gateway keeps no budgets
+	Windows []UsageWindow
+}
+
+// UsageWindow is the use within one window of time, of the principal or of its run.
+type UsageWindow struct {
+	Of      string // principal or run
+	Seconds int64  // length of the window
+	Queries int64
+	Bytes   int64 // processed, or billed where BigQuery said so
+	Rows    int64
 }
 
 // Caller is the verified identity.
@@ -117,6 +159,27 @@ type SQL struct {
 	Text       string
 	Legacy     bool            // useLegacySql is true, or the caller left it to its default of true
 	Parameters json.RawMessage // the request's queryParameters as they came; nil for none
+	// Facts are what the text does; nil only where there is none to read.
+	Facts *sql.Facts
+	// DryRun is what BigQuery said of the text, nil where nobody asked.
+	DryRun *DryRun
+}
+
+// DryRun is BigQuery's own word on a query
+// (https://cloud.google.com/bigquery/docs/reference/rest/v2/Job#JobStatistics2).
+type DryRun struct {
+	StatementType  string
+	Tables         []Table // referencedTables, with Source dry_run
+	Routines       []string
+	Target         *Table // ddlTargetTable, or the DML's
+	BytesProcessed int64
+	// Complete is false where the list of tables is missing, or as long as the
+	// documented bound of 50.
+	Complete bool
+	// OnlyParser and OnlyDryRun are tables that one of the two saw and the
+	// other did not, "PROJECT.DATASET.TABLE".
+	OnlyParser, OnlyDryRun []string
+	Error                  string // BigQuery's refusal of the text, empty where it took it
 }
 
 // keys are the terms of the input's keys, made once.

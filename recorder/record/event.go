@@ -77,6 +77,25 @@ type Call struct {
 	SQL     string `json:"sql,omitempty"` // the whole text as the caller sent it
 	// Parameters are the query parameters as the caller sent them.
 	Parameters json.RawMessage `json:"parameters,omitempty"`
+	// Statements are the kinds of the text's statements, in order, as BigQuery
+	// names statement types.
+	Statements []string `json:"statements,omitempty"`
+	// Reads and Writes are the tables of the call as they were known when it was
+	// decided; Functions are the functions that its SQL calls.
+	Reads     []TableUse `json:"reads,omitempty"`
+	Writes    []TableUse `json:"writes,omitempty"`
+	Functions []string   `json:"functions,omitempty"`
+	// Opaque says in fixed words what the facts cannot see through
+	// (dynamic_sql, call, script_body, ...).
+	Opaque []string `json:"opaque,omitempty"`
+}
+
+// TableUse is one table that a call reads or writes.
+type TableUse struct {
+	Table string `json:"table"` // PROJECT.DATASET.TABLE; ends with * for a wildcard
+	// Source says how it is known: parser, dry_run, job (the finished job's own
+	// statistics), route, body, upload, copy, extract, load, storage_read.
+	Source string `json:"source"`
 }
 
 // Job names a BigQuery job.
@@ -112,6 +131,9 @@ type Decision struct {
 	MaxBytes   int64             `json:"maximum_bytes_billed,omitempty"`
 	Labels     map[string]string `json:"labels,omitempty"` // that the gateway wrote on the job
 	Credential string            `json:"credential,omitempty"`
+	// WouldDeny is true where the policy denied and the mode observe let the
+	// request through; Reasons are the denial's.
+	WouldDeny bool `json:"would_deny,omitempty"`
 }
 
 // The part of the Open Cybersecurity Schema Framework (OCSF 1.9.0) that the
@@ -389,6 +411,11 @@ type OutcomeDetail struct {
 	BytesBilled *int64     `json:"bytes_billed,omitempty"`
 	Processed   *int64     `json:"bytes_processed,omitempty"`
 	CacheHit    *bool      `json:"cache_hit,omitempty"`
+	// Reads, Writes and Functions are what the call was found to use in the end,
+	// with what BigQuery said of the finished job; they add to the intent's.
+	Reads     []TableUse `json:"reads,omitempty"`
+	Writes    []TableUse `json:"writes,omitempty"`
+	Functions []string   `json:"functions,omitempty"`
 	Forwarded   *time.Time `json:"forwarded,omitempty"`
 	FirstByte   *time.Time `json:"first_byte,omitempty"`
 	LastByte    *time.Time `json:"last_byte,omitempty"`
