@@ -402,24 +402,24 @@ type OutcomeDetail struct {
 	Cause string `json:"cause,omitempty"`
 	// Interrupted names the exchange of an earlier epoch that this outcome
 	// closes.
-	Interrupted string     `json:"interrupted,omitempty"`
-	Job         *Job       `json:"job,omitempty"`
-	State       string     `json:"job_state,omitempty"`
-	Error       string     `json:"error,omitempty"` // BigQuery's own error text
-	Rows        *int64     `json:"rows,omitempty"`  // in this response
-	TotalRows   *int64     `json:"total_rows,omitempty"`
-	BytesBilled *int64     `json:"bytes_billed,omitempty"`
-	Processed   *int64     `json:"bytes_processed,omitempty"`
-	CacheHit    *bool      `json:"cache_hit,omitempty"`
+	Interrupted string `json:"interrupted,omitempty"`
+	Job         *Job   `json:"job,omitempty"`
+	State       string `json:"job_state,omitempty"`
+	Error       string `json:"error,omitempty"` // BigQuery's own error text
+	Rows        *int64 `json:"rows,omitempty"`  // in this response
+	TotalRows   *int64 `json:"total_rows,omitempty"`
+	BytesBilled *int64 `json:"bytes_billed,omitempty"`
+	Processed   *int64 `json:"bytes_processed,omitempty"`
+	CacheHit    *bool  `json:"cache_hit,omitempty"`
 	// Reads, Writes and Functions are what the call was found to use in the end,
 	// with what BigQuery said of the finished job; they add to the intent's.
 	Reads     []TableUse `json:"reads,omitempty"`
 	Writes    []TableUse `json:"writes,omitempty"`
 	Functions []string   `json:"functions,omitempty"`
-	Forwarded   *time.Time `json:"forwarded,omitempty"`
-	FirstByte   *time.Time `json:"first_byte,omitempty"`
-	LastByte    *time.Time `json:"last_byte,omitempty"`
-	Payloads    []Total    `json:"payloads,omitempty"`
+	Forwarded *time.Time `json:"forwarded,omitempty"`
+	FirstByte *time.Time `json:"first_byte,omitempty"`
+	LastByte  *time.Time `json:"last_byte,omitempty"`
+	Payloads  []Total    `json:"payloads,omitempty"`
 }
 
 // Access is the body of an access record: somebody asked to read what is
