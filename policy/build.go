@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"context"
 	_ "embed"
 	"encoding/json"
@@ -71,6 +72,9 @@ func build(ctx context.Context, s *source, timeout time.Duration) (*Revision, er
 			return nil, err
 		}
 		if r.findings, err = findings(doc); err != nil {
+			return nil, err
+		}
+		if r.windows, err = windows(doc); err != nil {
 			return nil, err
 		}
 		data["verbatim"] = map[string]any{"prepare": doc}
@@ -245,6 +249,39 @@ func findings(doc map[string]any) ([]Finding, error) {
 			return nil, errors.New("data.verbatim.prepare.findings: each has to be an object with the strings where and message")
 		}
 		out = append(out, Finding{Where: at, Message: message})
+	}
+	return out, nil
+}
+
+// maxWindows bounds what the gateway has to count for each caller.
+const maxWindows = 64
+
+// windows reads data.verbatim.prepare.windows, which a policy may have.
+func windows(doc map[string]any) ([]Window, error) {
+	v, ok := doc["windows"]
+	if !ok {
+		return nil, nil
+	}
+	list, ok := v.([]any)
+	if !ok {
+		return nil, errors.New("data.verbatim.prepare.windows is not an array")
+	}
+	var out []Window
+	for _, item := range list {
+		m, _ := item.(map[string]any)
+		of, _ := m["of"].(string)
+		n, _ := m["seconds"].(json.Number)
+		seconds, err := n.Int64()
+		if len(m) != 2 || of != "principal" && of != "run" || err != nil || seconds < 1 {
+			return nil, errors.New(`data.verbatim.prepare.windows: each has to be an object with of ("principal" or "run") and seconds (a whole number above 0)`)
+		}
+		out = append(out, Window{Of: of, Seconds: seconds})
+	}
+	slices.SortFunc(out, func(a, b Window) int {
+		return cmp.Or(strings.Compare(a.Of, b.Of), cmp.Compare(a.Seconds, b.Seconds))
+	})
+	if out = slices.Compact(out); len(out) > maxWindows {
+		return nil, fmt.Errorf("data.verbatim.prepare.windows: more than %d windows", maxWindows)
 	}
 	return out, nil
 }

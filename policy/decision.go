@@ -37,7 +37,8 @@ type Decision struct {
 	Credential string            `json:"credential,omitempty"` // a credential's name in the configuration; empty for the connection's own
 	Retention  string            `json:"retention,omitempty"`  // a retention class; empty for the connection's own
 	// DryRun asks for BigQuery's own word before the decision counts: the
-	// gateway makes a dry run and decides again, with input.sql.dry_run there.
+	// gateway makes a dry run and decides again, with input.sql.dry_run there. It
+	// is never set once that is there.
 	DryRun bool `json:"dry_run,omitempty"`
 }
 
@@ -79,7 +80,7 @@ var (
 // readDecision reads a decision strictly: a field that is missing, ill-typed or
 // not known is an error. Errors name fields, never values.
 func readDecision(v ast.Value) (*Decision, error) {
-	o, err := readObject("decision", v, []string{"allow", "reasons", "limits", "labels"}, []string{"credential", "retention"})
+	o, err := readObject("decision", v, []string{"allow", "reasons", "limits", "labels"}, []string{"credential", "retention", "dry_run"})
 	if err != nil {
 		return nil, err
 	}
@@ -108,11 +109,65 @@ func readDecision(v ast.Value) (*Decision, error) {
 	if d.Credential, err = readName("credential", o["credential"], 64); err != nil {
 		return nil, err
 	}
-	d.Retention, err = readName("retention", o["retention"], 32)
-	if err != nil {
+	if d.Retention, err = readName("retention", o["retention"], 32); err != nil {
 		return nil, err
 	}
+	if v, ok := o["dry_run"]; ok {
+		ask, ok := v.(ast.Boolean)
+		if !ok {
+			return nil, fmt.Errorf("dry_run is %s, want a boolean", ast.ValueName(v))
+		}
+		d.DryRun = bool(ask)
+	}
 	return d, nil
+}
+
+// CodeUnreadable is the reason's code where the SQL is not understood, in the
+// default rules and in what the engine holds against any rules.
+const CodeUnreadable = "sql_unreadable"
+
+// hold keeps a text that nobody understands from being allowed, whatever the
+// rules say. It returns the decision itself where there is nothing to hold
+// against it.
+func hold(in *Input, d *Decision) *Decision {
+	if in.SQL == nil || in.SQL.Facts == nil || in.SQL.Facts.Problem == nil {
+		return d
+	}
+	p, run := in.SQL.Facts.Problem, in.SQL.DryRun
+	deny := func(format string, args ...any) *Decision {
+		message := fmt.Sprintf(format, args...)
+		return &Decision{Reasons: []Reason{{Code: CodeUnreadable, Message: message}}, Labels: map[string]string{}}
+	}
+	place := fmt.Sprintf("%s, at %d:%d", oneLine(p.Message), p.Line, p.Column)
+	switch {
+	case !d.Allow && (!d.DryRun || p.Fallback):
+		return d
+	case !p.Fallback:
+		return deny("the SQL is refused (rule sql_unreadable): %s; write it so that it can be read in one way only", place)
+	case run == nil:
+		d = deny("the SQL is not decided yet (rule sql_unreadable): %s; BigQuery's dry run has to tell", place)
+		d.DryRun = true
+		return d
+	case run.Error != "" || !run.Complete:
+		return deny("the SQL is refused (rule sql_unreadable): %s, and BigQuery's dry run does not tell all of it; write it in simpler words", place)
+	}
+	return d
+}
+
+// oneLine makes a message of a few hundred bytes that a reason can hold.
+func oneLine(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(s, "?"))
+	const most = 512
+	for len(s) > most {
+		_, n := utf8.DecodeLastRuneInString(s)
+		s = s[:len(s)-n]
+	}
+	return s
 }
 
 func readObject(at string, v ast.Value, required, optional []string) (map[string]ast.Value, error) {

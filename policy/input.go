@@ -16,7 +16,8 @@ const InputVersion = 1
 
 // Input is what a policy decides over. Every field is described in README.md
 // and in input.schema.json. The policy sees empty fields as empty strings,
-// arrays and objects; only SQL is left out where there is none.
+// arrays and objects; only SQL is left out where there is none, and of it Facts
+// and DryRun.
 type Input struct {
 	Time       time.Time
 	Caller     Caller
@@ -193,6 +194,11 @@ var keys = func() map[string]*ast.Term {
 		"name", "location", "recording", "retention",
 		"method", "kind", "http_method", "path", "project", "dataset", "table", "job", "dry_run", "job_type", "destination", "default_dataset", "external_tables",
 		"text", "legacy", "parameters", "words", "names", "statements", "problem",
+		"reads", "writes", "incomplete", "usage", "as", "source", "information_schema", "columns", "all_columns",
+		"known", "windows", "of", "seconds", "queries", "bytes", "rows",
+		"facts", "code", "message", "line", "column", "fallback", "depth", "functions", "defined", "language",
+		"externals", "value", "access", "opaque", "query_label", "temporary",
+		"statement_type", "tables", "routines", "target", "bytes_processed", "complete", "only_parser", "only_dry_run", "error",
 	} {
 		m[k] = ast.StringTerm(k)
 	}
@@ -265,6 +271,10 @@ func (in *Input) value(w *words) (ast.Value, error) {
 			field("dry_run", ast.Boolean(r.DryRun)), text("job_type", r.JobType), text("destination", r.Destination),
 			text("default_dataset", r.DefaultDataset), field("external_tables", ast.Boolean(r.ExternalTables)),
 		)),
+		each("reads", in.Reads, (*Table).value), each("writes", in.Writes, (*Table).value), texts("incomplete", in.Incomplete),
+		field("usage", ast.NewObject(
+			field("known", ast.Boolean(in.Usage.Known)), each("windows", in.Usage.Windows, (*UsageWindow).value),
+		)),
 	}
 	if in.SQL != nil {
 		sql, err := in.SQL.value(w)
@@ -297,11 +307,18 @@ func (q *SQL) value(w *words) (ast.Value, error) {
 	for i, s := range w.statements {
 		statements[i] = ast.StringTerm(s)
 	}
-	return ast.NewObject(
+	fields := [][2]*ast.Term{
 		text("text", q.Text), field("legacy", ast.Boolean(q.Legacy || w.legacy)), field("parameters", parameters),
 		field("words", counts(w.count)), field("names", counts(w.names)),
 		field("statements", ast.NewArray(statements...)), text("problem", w.problem),
-	), nil
+	}
+	if q.Facts != nil {
+		fields = append(fields, field("facts", factsValue(q.Facts)))
+	}
+	if q.DryRun != nil {
+		fields = append(fields, field("dry_run", dryRunValue(q.DryRun)))
+	}
+	return ast.NewObject(fields...), nil
 }
 
 func counts(m map[string]int) ast.Object {

@@ -102,6 +102,8 @@ var digests = sync.Pool{New: func() any { return &digest{} }}
 
 func (d *digest) count(n int) { d.b = binary.AppendUvarint(d.b, uint64(n)) }
 
+func (d *digest) number(n int64) { d.b = binary.AppendVarint(d.b, n) }
+
 func (d *digest) text(s string) {
 	d.count(len(s))
 	d.b = append(d.b, s...)
@@ -164,7 +166,7 @@ func sqlLeaf(path string, put func(*digest, *SQL, *words)) leaf {
 func seconds(t time.Time) string { return t.UTC().Truncate(time.Second).Format(time.RFC3339) }
 
 // leaves are all parts of the input; a test holds them to [Input.value].
-var leaves = []leaf{
+var leaves = append([]leaf{
 	textLeaf("time", func(in *Input) string { return seconds(in.Time) }),
 	textLeaf("caller.issuer", func(in *Input) string { return in.Caller.Issuer }),
 	textLeaf("caller.issuer_url", func(in *Input) string { return in.Caller.IssuerURL }),
@@ -228,7 +230,7 @@ var leaves = []leaf{
 	sqlLeaf("sql.names", func(d *digest, _ *SQL, w *words) { d.counts(w.names) }),
 	sqlLeaf("sql.statements", func(d *digest, _ *SQL, w *words) { d.texts(w.statements) }),
 	sqlLeaf("sql.problem", func(d *digest, _ *SQL, w *words) { d.text(w.problem) }),
-}
+}, factLeaves...)
 
 // uses are the paths under which rules refer to the input; all is for a rule
 // that takes the input as a whole, or a part of it that is not known before.

@@ -59,15 +59,19 @@ func TestLeavesAreTheInput(t *testing.T) {
 		t.Fatal(err)
 	}
 	var want []string
-	v.(ast.Object).Foreach(func(k, v *ast.Term) {
-		name := string(k.Value.(ast.String))
-		o, ok := v.Value.(ast.Object)
-		if !ok {
+	deeper := []string{"sql.facts", "sql.dry_run"} // each part of these is a leaf
+	var walk func(at string, o ast.Object)
+	walk = func(at string, o ast.Object) {
+		o.Foreach(func(k, v *ast.Term) {
+			name := at + string(k.Value.(ast.String))
+			if o, ok := v.Value.(ast.Object); ok && (!strings.Contains(name, ".") || slices.Contains(deeper, name)) {
+				walk(name+".", o)
+				return
+			}
 			want = append(want, name)
-			return
-		}
-		o.Foreach(func(k, _ *ast.Term) { want = append(want, name+"."+string(k.Value.(ast.String))) })
-	})
+		})
+	}
+	walk("", v.(ast.Object))
 	want = slices.DeleteFunc(want, func(s string) bool { return s == "version" })
 	var got []string
 	for _, l := range leaves {
@@ -161,7 +165,62 @@ func TestEachFieldCounts(t *testing.T) {
 	try("words", func(in *Input) { in.SQL.Text = strings.Replace(in.SQL.Text, "FROM d", "FROM d, d", 1) })
 	try("names", func(in *Input) { in.SQL.Text = strings.Replace(in.SQL.Text, "`a.b`", "`a.bb`", 1) })
 	try("problem", func(in *Input) { in.SQL.Text += "\n(" })
-	if changed < 60 {
+	table := reflect.TypeFor[Table]()
+	for list, of := range map[string]func(*Input) *[]Table{
+		"reads":          func(in *Input) *[]Table { return &in.Reads },
+		"writes":         func(in *Input) *[]Table { return &in.Writes },
+		"dry_run.tables": func(in *Input) *[]Table { return &in.SQL.DryRun.Tables },
+	} {
+		for i := range table.NumField() {
+			name, field := list+"."+table.Field(i).Name, func(in *Input) reflect.Value { return reflect.ValueOf(&(*of(in))[0]).Elem().Field(i) }
+			switch table.Field(i).Type.Kind() {
+			case reflect.String:
+				try(name, func(in *Input) { field(in).SetString("y") })
+			case reflect.Bool:
+				try(name, func(in *Input) { field(in).SetBool(true) })
+			case reflect.Slice:
+				try(name, func(in *Input) { field(in).Set(reflect.ValueOf([]string{"y"})) })
+			default:
+				t.Errorf("%s is of a kind that this test does not know", name)
+			}
+		}
+		try("no "+list, func(in *Input) { *of(in) = nil })
+	}
+	for name, change := range map[string]func(*Input){
+		"window.of":         func(in *Input) { in.Usage.Windows[0].Of = "y" },
+		"window.seconds":    func(in *Input) { in.Usage.Windows[0].Seconds++ },
+		"window.queries":    func(in *Input) { in.Usage.Windows[0].Queries++ },
+		"window.bytes":      func(in *Input) { in.Usage.Windows[0].Bytes++ },
+		"window.rows":       func(in *Input) { in.Usage.Windows[0].Rows++ },
+		"no windows":        func(in *Input) { in.Usage.Windows = nil },
+		"incomplete":        func(in *Input) { in.Incomplete = nil },
+		"no facts":          func(in *Input) { in.SQL.Facts = nil },
+		"no problem":        func(in *Input) { in.SQL.Facts.Problem = nil },
+		"problem.line":      func(in *Input) { in.SQL.Facts.Problem.Line++ },
+		"problem.column":    func(in *Input) { in.SQL.Facts.Problem.Column++ },
+		"statement.kind":    func(in *Input) { in.SQL.Facts.Statements[0].Kind = "y" },
+		"statement.line":    func(in *Input) { in.SQL.Facts.Statements[0].Line++ },
+		"statement.column":  func(in *Input) { in.SQL.Facts.Statements[0].Column++ },
+		"statement.depth":   func(in *Input) { in.SQL.Facts.Statements[0].Depth++ },
+		"function.name":     func(in *Input) { in.SQL.Facts.Functions[0].Name = "y" },
+		"function.kind":     func(in *Input) { in.SQL.Facts.Functions[0].Kind = "y" },
+		"function.defined":  func(in *Input) { in.SQL.Facts.Functions[0].Defined = true },
+		"function.language": func(in *Input) { in.SQL.Facts.Functions[0].Language = "y" },
+		"external.kind":     func(in *Input) { in.SQL.Facts.Externals[0].Kind = "y" },
+		"external.value":    func(in *Input) { in.SQL.Facts.Externals[0].Value = "y" },
+		"external.access":   func(in *Input) { in.SQL.Facts.Externals[0].Access = "y" },
+		"opaque":            func(in *Input) { in.SQL.Facts.Opaque = nil },
+		"temporary":         func(in *Input) { in.SQL.Facts.Temporary = nil },
+		"no dry run":        func(in *Input) { in.SQL.DryRun = nil },
+		"dry_run.routines":  func(in *Input) { in.SQL.DryRun.Routines = nil },
+		"no target":         func(in *Input) { in.SQL.DryRun.Target = nil },
+		"dry_run.bytes":     func(in *Input) { in.SQL.DryRun.BytesProcessed++ },
+		"only_parser":       func(in *Input) { in.SQL.DryRun.OnlyParser = nil },
+		"only_dry_run":      func(in *Input) { in.SQL.DryRun.OnlyDryRun = nil },
+	} {
+		try(name, change)
+	}
+	if changed < 130 {
 		t.Errorf("only %d changes were tried", changed)
 	}
 	if _, ok := r.digest(&Input{SQL: &SQL{Parameters: json.RawMessage(`[`)}}, &words{}); ok {

@@ -18,11 +18,19 @@ type Finding struct {
 	Message string
 }
 
+// Window is a window of time in which a policy's budgets count: what the gateway
+// has to keep for [Usage].
+type Window struct {
+	Of      string // principal or run
+	Seconds int64  // length, at least 1
+}
+
 // Revision is one policy, compiled and tried. It never changes, and its
 // methods may be called concurrently.
 type Revision struct {
 	digest     string
 	findings   []Finding
+	windows    []Window
 	timeout    time.Duration
 	query      rego.PreparedEvalQuery
 	decisionAt string // file:line of the decision rule
@@ -35,11 +43,17 @@ func (r *Revision) Digest() string { return r.digest }
 // Findings returns the faults of the policy's configuration, for a human.
 func (r *Revision) Findings() []Finding { return r.findings }
 
+// Windows returns the windows of the policy's budgets, sorted, none twice: what
+// the gateway has to put into [Usage]. They are data.verbatim.prepare.windows, an
+// array of {"of", "seconds"}, where the policy has it.
+func (r *Revision) Windows() []Window { return r.windows }
+
 // Decide evaluates the policy. An error is an [*Error] and denies; its text
 // holds nothing of the input.
 //
 // The same input, as far as the rules can see it, gets the decision that it got
-// before.
+// before. SQL that is not understood (Facts.Problem) is never allowed, unless a
+// whole dry run stands in for what the parser could not read.
 func (r *Revision) Decide(ctx context.Context, in *Input) (*Decision, error) {
 	if err := in.check(); err != nil {
 		return nil, err
@@ -48,14 +62,20 @@ func (r *Revision) Decide(ctx context.Context, in *Input) (*Decision, error) {
 	s, ok := r.recall.digest(in, w)
 	if ok {
 		if d := r.recall.get(s); d != nil {
-			return d, nil
+			if err := r.asksInVain(in, d); err != nil {
+				return nil, err
+			}
+			return hold(in, d), nil
 		}
 	}
 	d, err := r.decide(ctx, in, w, r.timeout)
-	if err == nil && ok {
+	if err != nil {
+		return nil, err
+	}
+	if ok {
 		r.recall.put(s, d)
 	}
-	return d, err
+	return hold(in, d), nil
 }
 
 // decide asks the rules. The timeout is of the evaluation; ctx bounds the wait
@@ -68,7 +88,27 @@ func (r *Revision) decide(ctx context.Context, in *Input, w *words, timeout time
 	if !shared.do(ctx, func() { d, err = r.evaluate(ctx, value, timeout) }) {
 		return nil, failure(ctx, ctx.Err(), timeout)
 	}
-	return d, err
+	if err != nil {
+		return nil, err
+	}
+	return d, r.asksInVain(in, d)
+}
+
+// asksInVain refuses a decision that asks for a dry run where there can be no
+// other: it would never end.
+func (r *Revision) asksInVain(in *Input, d *Decision) error {
+	why := ""
+	switch {
+	case !d.DryRun:
+		return nil
+	case in.SQL == nil:
+		why = "there is no SQL"
+	case in.SQL.DryRun != nil:
+		why = "there is one already"
+	default:
+		return nil
+	}
+	return &Error{Code: CodeError, Message: "ill-typed decision: dry_run asks for a dry run, and " + why, at: r.decisionAt}
 }
 
 func (r *Revision) evaluate(ctx context.Context, value ast.Value, timeout time.Duration) (*Decision, error) {

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"strings"
 	"time"
+
+	facts "verbatim.dev/policy/sql"
 )
 
 type sample struct {
@@ -43,6 +45,32 @@ func samples() []sample {
 	full.Request.DefaultDataset = "sample.d"
 	full.SQL.Parameters = json.RawMessage(`[{"name":"id","parameterType":{"type":"INT64"},"parameterValue":{"value":"1"}}]`)
 
+	full.Reads = []Table{{Project: "sample", Dataset: "d", Table: "t", As: "from", Source: "parser", Columns: []string{"id", "name"}}}
+	full.Usage = Usage{Known: true, Windows: []UsageWindow{{Of: "principal", Seconds: 86400, Queries: 1, Bytes: 2, Rows: 3}}}
+	full.SQL.Facts = &facts.Facts{
+		Source: facts.SourceParser, Statements: []facts.Statement{{Kind: "SELECT", Line: 1, Column: 1}},
+		Functions: []facts.Function{{Name: "COUNT", Kind: "builtin"}, {Name: "sample.d.f", Kind: "udf"}}, Temporary: []string{"x"},
+	}
+	dry := *full
+	dry.SQL = &SQL{Text: full.SQL.Text, Facts: full.SQL.Facts, DryRun: &DryRun{
+		StatementType: "SELECT", Tables: []Table{{Project: "sample", Dataset: "e", Table: "u", Source: "dry_run"}}, Routines: []string{"sample.d.f"},
+		Target: &Table{Project: "sample", Dataset: "d", Table: "t"}, BytesProcessed: 1, Complete: true,
+		OnlyParser: []string{"sample.d.t"}, OnlyDryRun: []string{"sample.e.u"},
+	}}
+	beyond := sql("MERGE t", false)
+	beyond.Incomplete = []string{"sql_problem"}
+	beyond.SQL.Facts = &facts.Facts{Source: facts.SourceParser, Problem: &facts.Problem{Code: "syntax", Message: "beyond the parser", Line: 1, Column: 7, Fallback: true}}
+	taught := *beyond
+	taught.SQL = &SQL{Text: "MERGE t", Facts: &facts.Facts{Source: facts.SourceDryRun, Problem: beyond.SQL.Facts.Problem, Statements: []facts.Statement{{Kind: "MERGE"}}}, DryRun: dry.SQL.DryRun}
+	refused := *beyond
+	refused.SQL = &SQL{Text: "MERGE t", Facts: beyond.SQL.Facts, DryRun: &DryRun{Error: "no"}}
+	opaque := sql("EXECUTE IMMEDIATE @q", false)
+	opaque.Incomplete = []string{"dynamic_sql"}
+	opaque.SQL.Facts = &facts.Facts{
+		Source: facts.SourceParser, Statements: []facts.Statement{{Kind: "EXECUTE_IMMEDIATE", Line: 1, Column: 1}}, Opaque: []string{"dynamic_sql"}, QueryLabel: true,
+		Externals: []facts.External{{Kind: "uri", Value: "gs://b/o", Access: "write"}},
+	}
+
 	job := func(kind string) *Input {
 		in := base("bigquery.jobs.insert", KindJob)
 		in.Request.HTTPMethod, in.Request.JobType = "POST", kind
@@ -69,6 +97,11 @@ func samples() []sample {
 
 	return []sample{
 		{"a SELECT with every field filled", full},
+		{"the same with its dry run", &dry},
+		{"a text beyond the parser", beyond},
+		{"the same as its dry run tells it", &taught},
+		{"a text that BigQuery refuses", &refused},
+		{"dynamic SQL", opaque},
 		{"SELECT 1", sql("SELECT 1", false)},
 		{"legacy SQL", sql("SELECT 1", true)},
 		{"an empty text", sql("", false)},
