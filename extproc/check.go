@@ -57,7 +57,11 @@ func check(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	verifier, err := auth.New(ctx, auth.Config{Issuers: issuers(cfg.Issuers)}, nil)
+	own, err := tokens(cfg.Tokens)
+	if err != nil {
+		return err
+	}
+	verifier, err := auth.New(ctx, auth.Config{Issuers: issuers(cfg.Issuers), Tokens: own}, nil)
 	if err != nil {
 		return fmt.Errorf("issuers: %w", err)
 	}
@@ -133,6 +137,13 @@ func describe(ctx context.Context, cfg *config.Config, verifier *auth.Verifier, 
 			groups = "groups from " + i.GroupsClaim + " as " + i.Name + "/..."
 		}
 		fmt.Fprintf(w, "issuer\t%s: %s, profile %s, audiences %s, %s, %s\n", i.Name, i.URL, i.Profile, strings.Join(i.Audiences, " "), strings.Join(i.Algorithms, " "), groups)
+	}
+	if t := cfg.Tokens; t != nil {
+		lifetime := t.Lifetime
+		if lifetime == 0 {
+			lifetime = auth.DefaultTokenLifetime
+		}
+		fmt.Fprintf(w, "tokens\tof the gateway's own, issuer %s, %s at most, from %s/sts/v1/token\n", t.Issuer, lifetime, strings.TrimSuffix(t.Issuer, "/"))
 	}
 	for _, c := range cfg.Connections {
 		fmt.Fprintf(w, "connection\t%s: projects %s to %s, credential %s, records %s, retention %s\n", c.Name, strings.Join(c.Projects, " "), c.Upstream.REST, c.Credential.Kind, c.Recording, c.Retention)

@@ -33,6 +33,7 @@ type gateway struct {
 	log    *slog.Logger
 	owners *bigquery.Owners
 	jobs   *server.Jobs
+	told   *server.Told
 
 	snapshot atomic.Pointer[server.Gate]
 	engine   atomic.Pointer[policy.Engine]
@@ -49,7 +50,7 @@ type gateway struct {
 const maxOwned = 100_000
 
 func newGateway(log *slog.Logger) *gateway {
-	return &gateway{log: log, owners: bigquery.NewOwners(maxOwned), jobs: server.NewJobs(20_000), sources: map[string]credential.Source{}}
+	return &gateway{log: log, owners: bigquery.NewOwners(maxOwned), jobs: server.NewJobs(20_000), told: server.NewTold(4096), sources: map[string]credential.Source{}}
 }
 
 // gate returns the snapshot for a new exchange, with the policy of this moment.
@@ -68,7 +69,11 @@ func (g *gateway) load(ctx context.Context, cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
-	verifier, err := auth.New(ctx, auth.Config{Issuers: issuers(cfg.Issuers), Logger: g.log}, g.verifier)
+	own, err := tokens(cfg.Tokens)
+	if err != nil {
+		return err
+	}
+	verifier, err := auth.New(ctx, auth.Config{Issuers: issuers(cfg.Issuers), Tokens: own, Logger: g.log}, g.verifier)
 	if err != nil {
 		return fmt.Errorf("issuers: %w", err)
 	}
@@ -102,7 +107,7 @@ func (g *gateway) load(ctx context.Context, cfg *config.Config) error {
 	}
 	g.snapshot.Store(&server.Gate{
 		Verifier: verifier, Revoked: revoked.Revoked, Connections: connections, SessionKey: key,
-		Owners: g.owners, Jobs: g.jobs, Retention: retention, Logger: g.log, Now: time.Now,
+		Owners: g.owners, Jobs: g.jobs, Told: g.told, Retention: retention, Logger: g.log, Now: time.Now,
 	})
 	g.retire(cfg, verifier, sources)
 	return nil
@@ -249,6 +254,18 @@ func issuers(list []config.Issuer) []auth.IssuerConfig {
 		})
 	}
 	return out
+}
+
+// tokens reads the keys of the gateway's own tokens; nil for none.
+func tokens(c *config.Tokens) (*auth.Tokens, error) {
+	if c == nil {
+		return nil, nil
+	}
+	t, err := auth.NewTokens(auth.TokensConfig{Issuer: c.Issuer, SigningKey: c.SigningKey, AcceptedKeys: c.AcceptedKeys, Lifetime: c.Lifetime})
+	if err != nil {
+		return nil, fmt.Errorf("tokens.%w", err)
+	}
+	return t, nil
 }
 
 func revocations(file string, v *auth.Verifier) (*auth.Revocations, error) {

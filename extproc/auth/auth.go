@@ -74,6 +74,9 @@ type IssuerConfig struct {
 // Config is what New needs. Zero durations take the defaults.
 type Config struct {
 	Issuers []IssuerConfig
+	// Tokens are the gateway's own; nil where it gives out none. Their issuer must
+	// be none of Issuers.
+	Tokens *Tokens
 
 	FetchTimeout    time.Duration // of discovery and keys together; default 5 s
 	KeyRefresh      time.Duration // age at which a key set is fetched again; default 5 min
@@ -93,6 +96,9 @@ type Identity struct {
 	Run string
 	// Expires is the token's exp, without leeway.
 	Expires time.Time
+	// MintedBy is the issuer of the gateway's own tokens where the caller brought
+	// one of them, and not the issuer's own.
+	MintedBy string
 }
 
 // ConfigError says what is wrong in a configuration. Issuer is the index in
@@ -121,6 +127,7 @@ type Verifier struct {
 	byURL    map[string]*issuer
 	byDomain map[string]*issuer // SPIFFE issuers, for tokens without iss
 	proofs   *proofs
+	tokens   *Tokens // nil: the gateway gives out none of its own
 	close    sync.Once
 }
 
@@ -172,7 +179,7 @@ func New(ctx context.Context, cfg Config, previous *Verifier) (*Verifier, error)
 	if fetch.logger == nil {
 		fetch.logger = slog.Default()
 	}
-	v := &Verifier{now: fetch.now, byURL: map[string]*issuer{}, byDomain: map[string]*issuer{}, proofs: newProofs()}
+	v := &Verifier{now: fetch.now, byURL: map[string]*issuer{}, byDomain: map[string]*issuer{}, proofs: newGenerations[proof](), tokens: cfg.Tokens}
 	names := map[string]bool{}
 	for n, ic := range cfg.Issuers {
 		is, err := newIssuer(ic)
@@ -202,6 +209,10 @@ func New(ctx context.Context, cfg Config, previous *Verifier) (*Verifier, error)
 		}
 		is.keys = keysFor(ctx, is, roots, fetch, previous)
 		v.issuers = append(v.issuers, is)
+		if cfg.Tokens != nil && is.URL == cfg.Tokens.issuer {
+			v.Close()
+			return nil, &ConfigError{Issuer: n, Name: ic.Name, Field: "URL", Message: "it is the issuer of the gateway's own tokens"}
+		}
 		is.oidc = oidc.NewVerifier(is.URL, is.keys, &oidc.Config{
 			SupportedSigningAlgs: slices.Sorted(maps.Keys(is.algorithms)),
 			// Any of several audiences, leeway and codes are beyond the library, and the

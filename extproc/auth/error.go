@@ -27,6 +27,7 @@ const (
 	CredentialInQuery   Code = "credential_in_query"
 	CredentialInHeader  Code = "credential_in_header"
 	Revoked             Code = "revoked"
+	TokenNotExchanged   Code = "token_not_exchanged" // a gateway token where an issuer's is wanted
 )
 
 // Error is a refusal. Message is for a human and holds no part of the token.

@@ -17,11 +17,14 @@ import (
 // rotated key, an expired token or an issuer that is gone counts as if the token
 // came for the first time. A Verifier has its own: a new configuration begins with none.
 // Revocation is not for this package to see; it follows each Verify.
-type proofs struct {
-	mu sync.Mutex
-	// Two generations: when young is full it becomes old, and what old held is
-	// forgotten. So memory is bounded, and tokens in use stay.
-	young, old map[[sha256.Size]byte]*proof
+type proofs = generations[proof]
+
+// generations holds what is known of tokens, by their SHA-256: at most two
+// generations. When young is full it becomes old, and what old held is
+// forgotten. So memory is bounded, and tokens in use stay.
+type generations[T any] struct {
+	mu         sync.Mutex
+	young, old map[[sha256.Size]byte]*T
 }
 
 // maxProofs is how many tokens a generation has.
@@ -36,9 +39,11 @@ type proof struct {
 	identity Identity
 }
 
-func newProofs() *proofs { return &proofs{young: map[[sha256.Size]byte]*proof{}} }
+func newGenerations[T any]() *generations[T] {
+	return &generations[T]{young: map[[sha256.Size]byte]*T{}}
+}
 
-func (p *proofs) get(sum [sha256.Size]byte) *proof {
+func (p *generations[T]) get(sum [sha256.Size]byte) *T {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if found := p.young[sum]; found != nil {
@@ -51,16 +56,16 @@ func (p *proofs) get(sum [sha256.Size]byte) *proof {
 	return found
 }
 
-func (p *proofs) put(sum [sha256.Size]byte, found *proof) {
+func (p *generations[T]) put(sum [sha256.Size]byte, found *T) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.add(sum, found)
 }
 
 // add needs the mutex.
-func (p *proofs) add(sum [sha256.Size]byte, found *proof) {
+func (p *generations[T]) add(sum [sha256.Size]byte, found *T) {
 	if len(p.young) >= maxProofs {
-		p.old, p.young = p.young, make(map[[sha256.Size]byte]*proof, maxProofs)
+		p.old, p.young = p.young, make(map[[sha256.Size]byte]*T, maxProofs)
 	}
 	p.young[sum] = found
 }

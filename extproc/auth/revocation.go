@@ -198,6 +198,9 @@ func (r *Revocations) index(urls map[string]string) {
 func (r *Revocations) For(v *Verifier) (*Revocations, error) {
 	names := v.Issuers()
 	for _, e := range r.entries {
+		if v.tokens != nil && e.token && e.issuer == v.tokens.issuer {
+			continue
+		}
 		if _, ok := names[e.issuer]; !ok && v.byURL[e.issuer] == nil {
 			return nil, fmt.Errorf("%s:%d: no issuer with the name or URL %q is configured; correct it, for this entry revokes nothing", r.file, e.line, e.issuer)
 		}
@@ -223,6 +226,11 @@ func (r *Revocations) Revoked(id *Identity) (reason string, ok bool) {
 		return "", false
 	}
 	p := &id.Principal
+	if id.MintedBy != "" {
+		if reason, ok := r.tokens[[2]string{id.MintedBy, p.GatewayToken}]; ok {
+			return reason, true
+		}
+	}
 	for _, issuer := range []string{p.Issuer, p.URL} {
 		if p.TokenID != "" {
 			if reason, ok := r.tokens[[2]string{issuer, p.TokenID}]; ok {

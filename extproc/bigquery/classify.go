@@ -53,6 +53,7 @@ type Call struct {
 	Job                   *record.Job // from the path and the location parameter; of jobs.list, its parentJobId
 	Upload                Upload
 	UploadID              string // of a chunk
+	Exchange              string // the receipt or id in the path of MethodExchange
 }
 
 // Record returns the call as the record keeps it.
@@ -375,6 +376,11 @@ func (c *Call) take(vars map[string]string) *Refusal {
 				return invalid("name_job", "The job in the path holds a character other than a letter, digit or one of -._~.")
 			}
 			c.Job = &record.Job{ID: v}
+		case "exchange":
+			if !validID(v) {
+				return invalid("name_exchange", "The path holds no receipt: it is the value of the header x-verbatim-receipt, or its first two parts.")
+			}
+			c.Exchange = v
 		case "routine", "model", "policy":
 			if !validID(v) {
 				return invalid("name_"+name, "The "+name+" in the path holds a character other than a letter, digit or one of -._~.")

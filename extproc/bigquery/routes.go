@@ -23,6 +23,7 @@ const (
 	CarriesJSON      Carries = "json"
 	CarriesMultipart Carries = "multipart" // first part JSON, the rest streams
 	CarriesStream    Carries = "stream"    // bytes of an upload
+	CarriesForm      Carries = "form"      // a form with a credential in it
 )
 
 // Stance says what happens to a call before any policy is asked.
@@ -34,6 +35,15 @@ const (
 	Allow Stance = "allow"
 	// Deny refuses the call, whatever policy says.
 	Deny Stance = "deny"
+	// Local is a call to the gateway itself, which it answers.
+	Local Stance = "local"
+)
+
+// The methods of the gateway's own.
+const (
+	MethodToken    = "verbatim.token"         // exchanges a token (RFC 8693)
+	MethodWhoami   = "verbatim.whoami"        // tells a caller who it is
+	MethodExchange = "verbatim.exchanges.get" // tells a caller what became of a request of its own
 )
 
 // Route is one row of the table.
@@ -75,6 +85,7 @@ const (
 	denyStorageWrite = "the Storage Write API carries rows that the gateway cannot record yet; use a load job or insertAll"
 	denyGRPC         = "the gRPC form of the v2 API is not served; use the REST form"
 	denyPreview      = "preview versions of the Storage API are not served"
+	denyToken        = "the token endpoint of this gateway is /sts/v1/token"
 	denyNeighbour    = "a neighbour of BigQuery, which can run SQL later or elsewhere; only BigQuery v2 is served"
 )
 
@@ -162,9 +173,11 @@ var routeTable = []Route{
 	{"batch", "*", "/batch/{rest...}", KindOther, CarriesStream, Deny, "hides several calls in one; send them one by one", nil},
 	{"mcp", "*", "/mcp", KindOther, CarriesStream, Deny, "BigQuery's MCP server is not served yet; use the REST API", nil},
 	{"mcp", "*", "/mcp/{rest...}", KindOther, CarriesStream, Deny, "BigQuery's MCP server is not served yet; use the REST API", nil},
-	{"sts.token", "*", "/sts/{rest...}", KindOther, CarriesStream, Deny, "the token endpoint is not served yet; give the client the token itself", nil},
-	{"sts.token", "*", "/v1/token", KindOther, CarriesStream, Deny, "the token endpoint is not served yet; give the client the token itself", nil},
-	{"oauth2.token", "*", "/token", KindOther, CarriesStream, Deny, "the token endpoint is not served yet; give the client the token itself", nil},
+	{MethodToken, "POST", "/sts/v1/token", KindOther, CarriesForm, Local, "", nil},
+	{MethodWhoami, "GET", "/verbatim/whoami", KindOther, CarriesNone, Local, "", nil},
+	{MethodExchange, "GET", "/verbatim/exchanges/{exchange}", KindOther, CarriesNone, Local, "", nil},
+	{"sts.token", "*", "/v1/token", KindOther, CarriesForm, Deny, denyToken, nil},
+	{"oauth2.token", "*", "/token", KindOther, CarriesForm, Deny, denyToken, nil},
 
 	{"google.cloud.bigquery.storage.v1.BigQueryRead.CreateReadSession", "*", "/google.cloud.bigquery.storage.v1.BigQueryRead/CreateReadSession", KindRead, CarriesStream, Deny, denyStorageRead, nil},
 	{"google.cloud.bigquery.storage.v1.BigQueryRead.ReadRows", "*", "/google.cloud.bigquery.storage.v1.BigQueryRead/ReadRows", KindRead, CarriesStream, Deny, denyStorageRead, nil},

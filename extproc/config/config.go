@@ -31,6 +31,7 @@ type Config struct {
 	Transport   Transport    `yaml:"transport"`
 	Retention   Retention    `yaml:"retention"`
 	Issuers     []Issuer     `yaml:"issuers"`
+	Tokens      *Tokens      `yaml:"tokens"`                  // nil: the gateway gives out none
 	Revocations string       `yaml:"revocations" path:"file"` // empty: none
 	Connections []Connection `yaml:"connections"`
 	Policy      Policy       `yaml:"policy"`
@@ -170,6 +171,15 @@ type Issuer struct {
 	CA          string            `yaml:"ca" path:"file"`
 	TrustDomain string            `yaml:"trust_domain"`
 	Leeway      time.Duration     `yaml:"leeway"`
+}
+
+// Tokens are the gateway's own, which its token endpoint gives out for the
+// issuers' (RFC 8693).
+type Tokens struct {
+	Issuer       string        `yaml:"issuer"` // the gateway's address as agents see it
+	SigningKey   string        `yaml:"signing_key" path:"file"`
+	AcceptedKeys []string      `yaml:"accepted_keys" path:"file"`
+	Lifetime     time.Duration `yaml:"lifetime"` // zero: auth.DefaultTokenLifetime
 }
 
 // Recordings of a connection. There is no way to record nothing.

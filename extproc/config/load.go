@@ -82,6 +82,10 @@ func (c *Config) Files() []string {
 	for _, i := range c.Issuers {
 		add(i.CA)
 	}
+	if t := c.Tokens; t != nil {
+		add(t.SigningKey)
+		add(t.AcceptedKeys...)
+	}
 	for _, n := range c.Connections {
 		// Key and token files are read again by their source when it needs them.
 		add(n.Credential.SigningKey)
@@ -192,6 +196,7 @@ func (k *checker) all() {
 	k.transport()
 	k.retention()
 	k.issuers()
+	k.tokens()
 	k.connections()
 	k.policy()
 	if a := c.Metrics.Address; a != "" {
@@ -556,6 +561,42 @@ func (k *checker) credential(at string, c Connection) {
 					short(t), i.Name)
 			}
 		}
+	}
+}
+
+// MaxTokenLifetime is the longest life of a gateway token.
+const MaxTokenLifetime = 12 * time.Hour
+
+// tokens checks the gateway's own tokens. Nobody else may take them: not an
+// issuer of callers of the same name, not a pool of Google's.
+func (k *checker) tokens() {
+	t := k.c.Tokens
+	if t == nil {
+		return
+	}
+	k.required("tokens.signing_key", "a file with an EC P-256 private key (openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out token-key.pem)")
+	if !k.required("tokens.issuer", "the gateway's address as agents see it, such as https://bigquery.example.com") || t.Issuer == "" {
+		return
+	}
+	if why := credential.CheckURL(t.Issuer); why != "" {
+		k.at("tokens.issuer", "tokens.issuer %s", clip(why, 300))
+	}
+	for _, i := range k.c.Issuers {
+		if i.URL != "" && credential.SameIssuer(i.URL, t.Issuer) {
+			k.at("tokens.issuer", "tokens.issuer is the callers' issuer %q: the gateway has to be an issuer of its own", short(i.Name))
+		}
+	}
+	for _, c := range k.c.Connections {
+		f := c.Credential
+		if f.Issuer != "" && credential.SameIssuer(f.Issuer, t.Issuer) || slices.ContainsFunc(f.Trusts, func(u string) bool { return credential.SameIssuer(u, t.Issuer) }) {
+			k.at("tokens.issuer", "tokens.issuer is an issuer that the identity pool of connection %q trusts, so that a caller could exchange its gateway token at Google: give the federation an issuer of its own, such as %s/oidc", short(c.Name), clip(strings.TrimSuffix(t.Issuer, "/"), 200))
+		}
+		if f.SigningKey != "" && (f.SigningKey == t.SigningKey || slices.Contains(t.AcceptedKeys, f.SigningKey)) {
+			k.at("tokens.signing_key", "tokens have the signing key of connection %q's federation: give them a key of their own", short(c.Name))
+		}
+	}
+	if k.has("tokens.lifetime") {
+		k.span("tokens.lifetime", t.Lifetime, time.Minute, MaxTokenLifetime)
 	}
 }
 

@@ -157,8 +157,12 @@ func (x *exchange) intentDrafts() []record.Draft {
 	streams := !x.up.ended
 	d.Render = func(id record.ID) ([]byte, error) { return record.Marshal(p.intent(id, x.req, at, streams)) }
 	drafts := []record.Draft{d}
-	if len(x.body) > 0 {
-		drafts = append(drafts, x.up.drafts(x.draft(), chunk{b: x.body})...)
+	body := x.body
+	if p.carries == carriesForm {
+		body = keptForm(body)
+	}
+	if len(body) > 0 {
+		drafts = append(drafts, x.up.drafts(x.draft(), chunk{b: body})...)
 	}
 	return drafts
 }

@@ -20,6 +20,13 @@ func (x *exchange) deny(r *refusal) {
 		own := *r // a refusal may be shared
 		own.grpc, r = true, &own
 	}
+	if x.plan.carries == carriesForm && r.oauth == "" {
+		own := *r
+		own.oauth, r = "invalid_request", &own
+		if r.status >= 500 {
+			r.oauth = "temporarily_unavailable"
+		}
+	}
 	x.plan.decide(false, r)
 	var drafts []record.Draft
 	result := record.ResultDenied
@@ -30,35 +37,13 @@ func (x *exchange) deny(r *refusal) {
 	}
 	x.status = r.status
 	x.dropUpload()
-	var body []byte
-	head := x.draft()
-	head.Kind, head.Direction, head.Flags = record.KindPayload, record.DirectionResponse, record.FlagHead
-	head.Render = func(id record.ID) ([]byte, error) {
-		return record.Marshal(r.head(id.String()))
-	}
-	drafts = append(drafts, head)
-	piece := x.draft()
-	piece.Kind, piece.Direction = record.KindPayload, record.DirectionResponse
-	piece.Render = func(id record.ID) ([]byte, error) {
-		body = r.body(id.String())
-		return body, nil
-	}
+	body := func(id record.ID) []byte { return r.body(id.String()) }
 	if r.grpc {
-		x.status = http.StatusOK
-	} else {
-		drafts = append(drafts, piece)
+		x.status, body = http.StatusOK, nil
 	}
-	outcome := x.outcomeDraft(result, r.code)[0]
-	render := outcome.Render
-	down := &x.down
-	outcome.Render = func(id record.ID) ([]byte, error) {
-		// The answer is always kept whole: it is the gateway's own.
-		down.full, down.piece, down.offset = true, uint32(min(len(body), 1)), int64(len(body))
-		down.sum.Reset()
-		down.sum.Write(body)
-		return render(id)
-	}
-	x.commit(append(drafts, outcome), func() {
+	drafts = x.ownDrafts(drafts, result, r.code, func(id record.ID) record.Head { return r.head(id.String()) }, body)
+	x.commit(drafts, func() {
+		x.gate.answered(x.plan, x.id, x.status)
 		x.send(immediateReply(r, x.id.String(), x.receipt), 0)
 		x.phase = phaseDone
 	})

@@ -32,6 +32,8 @@ type gate interface {
 	forwarded(p *plan)
 	// settled is told how an exchange ended upstream, before the caller is.
 	settled(p *plan, status int, facts bigquery.ResponseFacts)
+	// answered is told what the caller is answered, once that is on record.
+	answered(p *plan, id record.ID, status int)
 	// upload is told the id of an upload that BigQuery gave out an address for.
 	upload(p *plan, id string)
 }
@@ -306,6 +308,10 @@ func (x *exchange) decide() {
 	defer cancel()
 	if refused := x.gate.decide(ctx, x.plan, x.body, x.prober(x)); refused != nil {
 		x.turnDown(refused)
+		return
+	}
+	if x.plan.answer != nil {
+		x.answer(x.plan.answer)
 		return
 	}
 	if n := sqlCost * int64(len(x.plan.call.SQL)); n > expected {

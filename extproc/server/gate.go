@@ -58,6 +58,7 @@ type Gate struct {
 	SessionKey []byte
 	Owners     *bigquery.Owners
 	Jobs       *Jobs
+	Told       *Told
 	Retention  map[string]bool // the retention classes that there are
 	Logger     *slog.Logger
 	Now        func() time.Time
@@ -75,6 +76,7 @@ const maxJobPart = 1 << 20
 const (
 	carriesMultipart = bigquery.CarriesMultipart
 	carriesStream    = bigquery.CarriesStream
+	carriesForm      = bigquery.CarriesForm
 )
 
 // connection returns the connection that lists the project. A call without a
@@ -137,6 +139,13 @@ func (g *Gate) revoked(id *auth.Identity) *refusal {
 
 func (g *Gate) head(ctx context.Context, r *request) (*plan, *refusal) {
 	p, token, unclear, err := g.outline(r)
+	if p.carries == carriesForm { // who calls is proven by the body
+		p.session = g.anonymous(r)
+		if unclear != nil {
+			return p, refused(unclear, "route")
+		}
+		return p, nil
+	}
 	var id *auth.Identity
 	if err == nil {
 		id, err = g.Verifier.Verify(ctx, token)
@@ -152,6 +161,9 @@ func (g *Gate) head(ctx context.Context, r *request) (*plan, *refusal) {
 	}
 	if unclear != nil {
 		return p, refused(unclear, "route")
+	}
+	if p.route.Stance == bigquery.Local {
+		return p, nil
 	}
 	p.conn = g.connection(p.call.Project)
 	if p.conn == nil {
@@ -183,6 +195,9 @@ func unproven(err error) *refusal {
 
 // decide is told the body, of an upload only what came of it so far.
 func (g *Gate) decide(ctx context.Context, p *plan, body []byte, probe prober) *refusal {
+	if p.route.Stance == bigquery.Local {
+		return g.local(ctx, p, body)
+	}
 	job, contentType, encoding := body, p.request.header("content-type"), p.request.header("content-encoding")
 	switch p.carries {
 	case carriesMultipart:

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -107,8 +108,9 @@ type plan struct {
 	part        *bigquery.Part // of a multipart upload
 	uploadID    string         // that the response gave out
 	cluster     string
-	credential  string // the gateway's, for upstream
-	headEnd     bool   // the response is its head alone
+	credential  string  // the gateway's, for upstream
+	headEnd     bool    // the response is its head alone
+	answer      *answer // of the gateway's own, to a call that does not go upstream
 }
 
 func newPlan(r *request) *plan {
@@ -333,6 +335,7 @@ type refusal struct {
 	message string
 	reasons []record.Reason // of a policy, where there are several
 	grpc    bool            // the caller speaks gRPC: Envoy puts the text into its trailers
+	oauth   string          // the error code of RFC 6749, where the caller asked for a token
 }
 
 // headers of the answer.
@@ -367,6 +370,10 @@ func (r *refusal) text(receipt string) string {
 func (r *refusal) body(receipt string) []byte {
 	if r.grpc {
 		return []byte(r.text(receipt))
+	}
+	if r.oauth != "" {
+		b, _ := json.Marshal(map[string]string{"error": r.oauth, "error_description": r.text(receipt)})
+		return b
 	}
 	return bigquery.ErrorBody(r.status, r.reason, r.text(receipt))
 }

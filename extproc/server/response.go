@@ -161,6 +161,7 @@ func (x *exchange) finish(trailers *extproc.ProcessingResponse) {
 	drafts = append(drafts, x.outcomeDraft(record.ResultDelivered, "")...)
 	headersOnly := len(chunks) == 0 && x.down.offset == 0 && x.plan.headEnd
 	x.commit(drafts, func() {
+		x.gate.answered(x.plan, x.id, x.status)
 		x.releaseHead()
 		switch {
 		case trailers != nil:

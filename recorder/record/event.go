@@ -18,6 +18,9 @@ type Principal struct {
 	// outermost first.
 	OnBehalfOf []Actor `json:"on_behalf_of,omitempty"`
 	TokenID    string  `json:"token_id,omitempty"` // jti
+	// GatewayToken is the jti of the gateway's own token, where the caller brought
+	// one that was given out for the token of TokenID.
+	GatewayToken string `json:"gateway_token_id,omitempty"`
 }
 
 // Actor is one member of a verified act chain.
