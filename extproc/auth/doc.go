@@ -28,6 +28,14 @@
 // in Config.RefetchInterval: rotation works, and a flood of invented key ids costs
 // the issuer one request an interval.
 //
+// # The gateway's own tokens
+//
+// [Tokens] are given out for an issuer's token (RFC 8693) and hold the identity
+// that it proved, no right beyond it and no longer life. They have a typ that no
+// issuer's token may have, an issuer and audience that nobody else takes, and the
+// jti of the token that they were given for, by which they are revoked too. One
+// is never given out for another.
+//
 // # Credentials in other places
 //
 // [Bearer] refuses a request that carries a credential anywhere else:

@@ -15,6 +15,10 @@
 //	outcome           durable in the same commit as the last piece; then the
 //	                  last byte goes out
 //
+// A call to the gateway itself (a token to exchange, who am I) is answered like a
+// denial, and on record like one: intent, answer and outcome in one commit. Of a
+// form with a token in it the record keeps the harmless fields alone.
+//
 // A denial is intent, answer and outcome in one commit, then an immediate
 // response. A failure after the response's head went out ends the stream with
 // an error, which makes Envoy reset the caller's connection: never a clean end.

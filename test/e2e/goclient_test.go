@@ -30,13 +30,19 @@ func runGo(ctx context.Context, j job) ([]result, error) {
 	for _, s := range j.Steps {
 		c := clients[s.As]
 		if c == nil {
-			token, err := os.ReadFile(j.Tokens[s.As])
-			if err != nil {
-				return nil, err
+			options := []option.ClientOption{option.WithEndpoint(endpoint)}
+			if j.ADC { // nothing but the endpoint and the environment
+				os.Setenv("GOOGLE_APPLICATION_CREDENTIALS", j.Tokens[s.As])
+				defer os.Unsetenv("GOOGLE_APPLICATION_CREDENTIALS")
+			} else {
+				token, err := os.ReadFile(j.Tokens[s.As])
+				if err != nil {
+					return nil, err
+				}
+				options = append(options, option.WithTokenSource(oauth2.StaticTokenSource(&oauth2.Token{AccessToken: string(token)})))
 			}
-			c, err = bigquery.NewClient(ctx, j.Project, option.WithEndpoint(endpoint),
-				option.WithTokenSource(oauth2.StaticTokenSource(&oauth2.Token{AccessToken: string(token)})))
-			if err != nil {
+			var err error
+			if c, err = bigquery.NewClient(ctx, j.Project, options...); err != nil {
 				return nil, err
 			}
 			clients[s.As] = c

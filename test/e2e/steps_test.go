@@ -18,6 +18,7 @@ type job struct {
 	URL     string            `json:"url"`
 	Project string            `json:"project"`
 	Bare    bool              `json:"bare"` // the client writes paths without /bigquery/v2
+	ADC     bool              `json:"adc"`  // tokens are files for Application Default Credentials
 	Tokens  map[string]string `json:"tokens"`
 	Steps   []step            `json:"steps"`
 }

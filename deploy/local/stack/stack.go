@@ -9,6 +9,11 @@ package stack
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -32,6 +37,10 @@ import (
 
 // Audience is what the local tokens are for.
 const Audience = "verbatim"
+
+// TokenIssuer is the issuer of the gateway's own tokens, and the audience that
+// clients name at its token endpoint. It is a name: nothing listens there.
+const TokenIssuer = "https://gateway.local"
 
 // Config says what to run.
 type Config struct {
@@ -193,6 +202,19 @@ func (s *Stack) keys() error {
 			}
 		}
 	}
+	if _, err := os.Stat(s.path("keys/token.pem")); errors.Is(err, os.ErrNotExist) {
+		k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			return fmt.Errorf("stack: %w", err)
+		}
+		b, err := x509.MarshalPKCS8PrivateKey(k)
+		if err != nil {
+			return fmt.Errorf("stack: %w", err)
+		}
+		if err := os.WriteFile(s.path("keys/token.pem"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: b}), 0o600); err != nil {
+			return fmt.Errorf("stack: %w", err)
+		}
+	}
 	if _, err := os.Stat(s.path("keys/session.key")); errors.Is(err, os.ErrNotExist) {
 		if err := os.WriteFile(s.path("keys/session.key"), []byte(RandomHex(32)+"\n"), 0o600); err != nil {
 			return fmt.Errorf("stack: %w", err)
@@ -224,6 +246,7 @@ func (s *Stack) configure() error {
 		"transport":   map[string]any{"local": s.path("run/sink.sock")},
 		"retention":   map[string]any{"default": "standard", "classes": map[string]any{"standard": "400d"}},
 		"issuers":     append(issuers, s.cfg.Issuers...),
+		"tokens":      map[string]any{"issuer": TokenIssuer, "signing_key": s.path("keys/token.pem")},
 		"revocations": s.Revocations(),
 		"connections": []map[string]any{{
 			"name": "local", "projects": []string{s.cfg.Project}, "location": "US",

@@ -11,6 +11,10 @@ const {BigQuery} = require('@google-cloud/bigquery');
 const {OAuth2Client} = require('google-auth-library');
 
 function client(token) {
+  if (job.adc) { // nothing but the endpoint and the environment
+    process.env.GOOGLE_APPLICATION_CREDENTIALS = job.tokens[token];
+    return new BigQuery({projectId: job.project, apiEndpoint: job.url});
+  }
   const authClient = new OAuth2Client();
   authClient.setCredentials({access_token: readFileSync(job.tokens[token], 'utf8')});
   const options = {projectId: job.project, authClient};

@@ -14,6 +14,9 @@ with open(sys.argv[1]) as f:
 
 
 def client(token):
+    if job.get("adc"):  # nothing but the endpoint and the environment
+        os.environ["GOOGLE_APPLICATION_CREDENTIALS"] = job["tokens"][token]
+        return bigquery.Client(project=job["project"], client_options={"api_endpoint": job["url"]})
     with open(job["tokens"][token]) as f:
         credentials = google.oauth2.credentials.Credentials(token=f.read())
     if job["bare"]:
