@@ -13,6 +13,7 @@ import (
 	"verbatim.dev/recorder/access"
 	"verbatim.dev/recorder/record"
 	"verbatim.dev/recorder/search"
+	"verbatim.dev/recorder/vault"
 )
 
 const accessesHelp = `
@@ -22,6 +23,13 @@ Lists who read the evidence by way of recorder serve: what they asked for, why, 
 they were given, and what they were refused. The records lie in the vault among all
 others, so verify proves them. The tenant's keyset is needed, or with --server the
 role auditor. Times and names are written as for search.
+
+Then come the reads with a keyset on this machine, which lie in a folder of their own
+(--reads): who read is only asserted there, and somebody who meant to could have read
+without a record.
+
+"recorder accesses reconcile" finds reads of the vault that came from neither, in
+Google's own access logs.
 
 Examples:
   recorder accesses --since 7d
@@ -38,11 +46,12 @@ func accessesCommand(ctx context.Context, args []string, stdout, stderr io.Write
 	f.vaultFlag(&p)
 	f.keysetFlag(&p)
 	f.remoteFlags(&far)
+	f.readsFlags(&p)
 	since := f.String("since", "", "reads from this `TIME` on")
 	until := f.String("until", "", "reads before this `TIME`")
 	f.StringVar(&q.Who, "who", "", "`NAME` of the reader: subject, e-mail or ISSUER/SUBJECT")
 	f.StringVar(&q.Exchange, "exchange", "", "`ID` of an exchange that was given out")
-	f.StringVar(&q.Action, "action", "", "`ACTION`: search, show, payload or accesses")
+	f.StringVar(&q.Action, "action", "", "`ACTION`: search, show, payload, accesses, export, reconcile or erase")
 	f.BoolVar(&q.Refused, "refused", false, "only what was refused")
 	limit := f.Int("limit", 0, "give the first `N`; 0: all")
 	format := f.String("format", "table", "`FORMAT` of the output: table or json")
@@ -53,7 +62,7 @@ func accessesCommand(ctx context.Context, args []string, stdout, stderr io.Write
 		return err
 	}
 	if q.Action != "" {
-		if err := f.choice("action", q.Action, access.ActionSearch, access.ActionShow, access.ActionPayload, access.ActionAccesses); err != nil {
+		if err := f.choice("action", q.Action, access.ActionSearch, access.ActionShow, access.ActionPayload, access.ActionAccesses, access.ActionExport, access.ActionReconcile, access.ActionErase); err != nil {
 			return err
 		}
 	}
@@ -87,7 +96,7 @@ func accessesCommand(ctx context.Context, args []string, stdout, stderr io.Write
 		return err
 	}
 	if client != nil {
-		_, err = client.Accesses(ctx, access.NewAccessesRequest(q, *limit, far.why), warn, emit)
+		_, err = client.Accesses(ctx, access.NewAccessesRequest(q, *limit, p.why), warn, emit)
 	} else {
 		err = f.accessesHere(ctx, &p, q, *limit, warn, emit)
 	}
@@ -115,20 +124,45 @@ func (f *flags) accessesHere(ctx context.Context, p *where, q search.AccessFilte
 	if keys == nil {
 		return &usageError{"accesses: which keyset?", "records are sealed: give --keyset FILE, the tenant's private keyset, or set VERBATIM_KEYSET"}
 	}
+	r, err := f.record(ctx, p)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.Close(ctx)) }()
+	asked := access.NewAccessesRequest(q, limit, p.why)
+	h := held[*search.Access]{reads: r, what: asked.What(), emit: emit, id: func(a *search.Access) (string, int) { return a.ID, 40 * len(a.Records) }}
 	n := 0
-	err = search.Accesses(ctx, search.Config{Vault: v, Keys: keys, Warn: warn}, q, func(a *search.Access) error {
-		if err := emit(a); err != nil {
+	take := func(a *search.Access) error {
+		if err := h.add(ctx, a); err != nil {
 			return err
 		}
 		if n++; n == limit {
 			return errLimit
 		}
 		return nil
-	})
-	if errors.Is(err, errLimit) {
-		return nil
+	}
+	err = search.Accesses(ctx, search.Config{Vault: v, Keys: keys, Warn: warn}, q, take)
+	if err == nil {
+		err = f.assertedHere(ctx, p, r, q, warn, take)
+	}
+	if err == nil || errors.Is(err, errLimit) {
+		err = h.end(ctx)
 	}
 	return err
+}
+
+// assertedHere gives the reads that were put on record beside the vault.
+func (f *flags) assertedHere(ctx context.Context, p *where, r *reads, q search.AccessFilter, warn func(error), take func(*search.Access) error) (err error) {
+	v, err := vault.OpenFolder(vault.FolderConfig{Dir: r.dir})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, v.Close()) }()
+	keys, err := f.keys(p, v)
+	if err != nil {
+		return err
+	}
+	return search.Accesses(ctx, search.Config{Vault: v, Keys: keys, Warn: warn}, q, take)
 }
 
 // moments reads the flags since and until.
@@ -157,6 +191,8 @@ func accessHead() string {
 
 func reader(a *search.Access) string {
 	switch {
+	case a.Asserted != nil:
+		return a.Asserted.User + " (asserted)"
 	case a.Who == nil:
 		return "-"
 	case a.Who.Email != "":
@@ -213,7 +249,10 @@ func accessText(a *search.Access) string {
 		return b.String()
 	}
 	who := "nobody was proven"
-	if p := a.Who; p != nil {
+	if u := a.Asserted; u != nil {
+		row("who", "nobody was proven: asserted by the machine")
+		row("user", join(", ", u.User, labelled("uid ", u.UID), u.Host))
+	} else if p := a.Who; p != nil {
 		who = join(", ", p.Subject, p.Email, p.Issuer)
 		row("who", who)
 		row("groups", strings.Join(p.Groups, ", "))

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 
+	"verbatim.dev/recorder/access"
 	"verbatim.dev/recorder/erasure"
 	"verbatim.dev/recorder/ledger"
 	"verbatim.dev/recorder/record"
@@ -82,6 +83,7 @@ func eraseCommand(ctx context.Context, args []string, stdout, stderr io.Writer) 
 	x.f = f
 	f.vaultFlag(&x.where)
 	f.keysetFlag(&x.where)
+	f.StringVar(&x.where.reads, "reads", "", "the folder `DIR` where it is put on record what was read with the keyset: see recorder show --help")
 	f.StringVar(&x.session, "session", "", "the session `ID`")
 	f.StringVar(&x.exchange, "exchange", "", "the exchange's `RECEIPT`")
 	f.BoolVar(&x.wide, "session-wide", false, "with --exchange: its whole session in that epoch, which shares its key")
@@ -237,9 +239,19 @@ func askGateway(ctx context.Context, url string) (string, erasure.Journal, error
 	return s.Gateway, erasure.Journal{Epoch: s.Epoch, Files: s.Journal.Files}, nil
 }
 
-func (x *eraseFlags) erase(ctx context.Context, v *place.Vault, clear erasure.Clear, o erasure.Options) error {
+// what is the erasure as the record of its reading tells it.
+func (x *eraseFlags) what() record.AccessTo {
+	filter := map[string]string{}
+	for name, v := range map[string]string{"session": x.session, "principal": x.principal, "until": x.until} {
+		if v != "" {
+			filter[name] = v
+		}
+	}
+	return record.AccessTo{Action: access.ActionErase, Exchange: x.exchange, Filter: filter}
+}
+
+func (x *eraseFlags) erase(ctx context.Context, v *place.Vault, clear erasure.Clear, o erasure.Options) (err error) {
 	s := erasure.Selection{Session: x.session, Principal: x.principal}
-	var err error
 	if x.exchange != "" {
 		id, _, _ := strings.Cut(x.exchange, ".") // a signed receipt begins with it
 		if s.Exchange, err = record.ParseID(id); err != nil {
@@ -266,8 +278,18 @@ func (x *eraseFlags) erase(ctx context.Context, v *place.Vault, clear erasure.Cl
 	if err != nil {
 		return fmt.Errorf("erase: %w (nothing is erased while a hold cannot be read)", err)
 	}
+	x.where.why = x.reason
+	r, err := x.f.record(ctx, &x.where)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.Close(ctx)) }()
 	p, err := erasure.Find(ctx, v, opener, s, holds)
 	if err != nil {
+		return err
+	}
+	// What would be erased tells when somebody worked, and how much.
+	if err := r.give(ctx, x.what(), nil); err != nil {
 		return err
 	}
 	if _, err := io.WriteString(x.out, planText(p)); err != nil {

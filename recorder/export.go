@@ -15,6 +15,7 @@ import (
 
 	"github.com/tink-crypto/tink-go/v2/keyset"
 
+	"verbatim.dev/recorder/access"
 	"verbatim.dev/recorder/bundle"
 	"verbatim.dev/recorder/ledger"
 	"verbatim.dev/recorder/record"
@@ -25,6 +26,7 @@ import (
 const exportHelp = `
 Usage: recorder export (--exchange ID | --session ID | --since TIME [--until TIME])
                        --out FILE.zip [--no-payload] [--vault DIR] [--keyset FILE]
+                       [--why TEXT] [--server URL]
 
 Writes a bundle of evidence: the records of the exchanges asked for as they are stored,
 what proves them (Merkle hashes, the signed checkpoint, the epoch's certificate), the
@@ -40,13 +42,16 @@ That a bundle with keys was made is noted in the vault (exports/), where it can 
 "recorder erase" lists the bundles that hold a key it destroys.
 
 Without a keyset the bundle has no keys: it proves, and cannot be read. Then only
---exchange selects.
+--exchange selects. With --server a service that holds the keyset (recorder serve) makes
+the bundle, for the role auditor and a reason (--why), after it has put on record what
+goes into it. With a keyset on this machine that is put on record here, as for show.
 
 Examples:
   recorder export --exchange 06eeq4qag1hqfnwe49a5rg7yac-2 --out evidence.zip
   recorder export --session k5qf2w --no-payload --out session.zip
   recorder export --since 2026-03-14 --until 2026-03-15 --out day.zip
   recorder verify evidence.zip --trust deployment.pub
+  recorder export --session k5qf2w --out s.zip --server https://auditors.corp.example --why 'case 4711'
 `
 
 func exportCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
@@ -54,6 +59,9 @@ func exportCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 	f := newFlags("export", exportHelp)
 	f.vaultFlag(&p)
 	f.keysetFlag(&p)
+	var far remote
+	f.remoteFlags(&far)
+	f.readsFlags(&p)
 	c := bundle.Config{Now: time.Now()}
 	s := &c.Selection
 	f.StringVar(&s.Exchange, "exchange", "", "the exchange's `ID`, or its receipt")
@@ -94,6 +102,17 @@ func exportCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 		}
 		s.Exchange = id.String()
 	}
+	client, err := f.client(&far, &p)
+	if err != nil {
+		return err
+	}
+	asked := access.NewExportRequest(*s, c.NoPayload, p.why)
+	if client != nil {
+		if strings.TrimSpace(p.why) == "" {
+			return &usageError{"export: evidence is given out for a reason only", "add --why TEXT: it is put on record"}
+		}
+		return f.failed(fetchExport(ctx, client, asked, *out, stdout, stderr))
+	}
 	v, err := f.open(ctx, &p)
 	if err != nil {
 		return err
@@ -106,6 +125,12 @@ func exportCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 	if c.Tenant == nil && s.Exchange == "" {
 		return &usageError{"export: which keyset?", "what is searched is sealed: give --keyset FILE, or select with --exchange"}
 	}
+	r, err := f.record(ctx, &p)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.Close(ctx)) }()
+	c.Chosen = func(ctx context.Context, ids []string) error { return r.each(ctx, asked.What(), ids) }
 	held, err := writeExport(ctx, c, *out, stdout)
 	if err != nil || len(held) == 0 {
 		return err
@@ -128,13 +153,16 @@ func register(ctx context.Context, p *where, out string, keys []string) (err err
 	if err = errors.Join(err, file.Close()); err != nil {
 		return err
 	}
-	digest := hex.EncodeToString(sum.Sum(nil))
-	x := vault.Export{Version: 1, ID: digest[:32], Time: time.Now().UTC().Truncate(time.Second), By: account(), SHA256: digest, Keys: keys}
+	return registerExport(ctx, p.spec, account(), hex.EncodeToString(sum.Sum(nil)), keys)
+}
+
+func registerExport(ctx context.Context, spec place.Spec, by, digest string, keys []string) (err error) {
+	x := vault.Export{Version: 1, ID: digest[:32], Time: time.Now().UTC().Truncate(time.Second), By: by, SHA256: digest, Keys: keys}
 	b, err := json.Marshal(x)
 	if err != nil {
 		return err
 	}
-	v, err := place.Open(ctx, place.Config{Spec: p.spec, Beside: true})
+	v, err := place.Open(ctx, place.Config{Spec: spec, Beside: true})
 	if err != nil {
 		return err
 	}
@@ -153,20 +181,46 @@ func (f *flags) tenant(p *where) (*keyset.Handle, error) {
 	return h, nil
 }
 
-func writeExport(ctx context.Context, c bundle.Config, out string, stdout io.Writer) (keys []string, err error) {
+// fetchExport has a service make the bundle.
+func fetchExport(ctx context.Context, client *access.Client, req access.ExportRequest, out string, stdout, stderr io.Writer) error {
+	err := createBundle(out, func(w io.Writer) error {
+		note, err := client.Export(ctx, req, w)
+		if note != "" {
+			fmt.Fprintln(stderr, "recorder: note:", oneLine(note))
+		}
+		return err
+	})
+	if err == nil {
+		_, err = fmt.Fprintf(stdout, "%s: made by the service; \"recorder verify %s\" tells what it holds\n", out, out)
+	}
+	return err
+}
+
+// createBundle makes a new file; only what is whole stays.
+func createBundle(out string, write func(io.Writer) error) error {
 	file, err := os.OpenFile(out, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if errors.Is(err, os.ErrExist) {
-		return nil, fmt.Errorf("export: %s is there already and is not replaced", out)
+		return fmt.Errorf("export: %s is there already and is not replaced", out)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("export: %w", err)
+		return fmt.Errorf("export: %w", err)
 	}
-	stats, err := bundle.Write(ctx, c, file)
-	if err == nil {
+	if err = write(file); err == nil {
 		err = file.Sync()
 	}
 	if err = errors.Join(err, file.Close()); err != nil {
-		return nil, errors.Join(err, os.Remove(out)) // only what is whole stays
+		return errors.Join(err, os.Remove(out))
+	}
+	return nil
+}
+
+func writeExport(ctx context.Context, c bundle.Config, out string, stdout io.Writer) (keys []string, err error) {
+	var stats bundle.Stats
+	if err = createBundle(out, func(w io.Writer) (err error) {
+		stats, err = bundle.Write(ctx, c, w)
+		return err
+	}); err != nil {
+		return nil, err
 	}
 	_, err = fmt.Fprintf(stdout, "%s: %d exchanges, %d records (%d withheld), %d data keys (%d erased)\n", out, stats.Exchanges, stats.Records, stats.Withheld, stats.Keys, stats.Erased)
 	return stats.DataKeys, err

@@ -212,6 +212,8 @@ func (f *flags) trust(t texts, vault string) (*ledger.Trust, error) {
 type where struct {
 	vault, keyset string
 	spec          place.Spec
+	reads         string // where reads with the keyset are put on record
+	why           string // they are made
 }
 
 func (f *flags) vaultFlag(p *where) {

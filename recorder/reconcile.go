@@ -13,6 +13,7 @@ import (
 
 	"google.golang.org/api/option"
 
+	"verbatim.dev/recorder/access"
 	"verbatim.dev/recorder/reconcile"
 )
 
@@ -41,6 +42,10 @@ is else reported. Times are RFC 3339, a day (UTC), or how long ago.
 
 Give the gateway's service account with --gateway-account: jobs of all others are then
 told apart, as outside the gateway, and a record's job must be of that account.
+
+The keyset is needed, for the records are sealed, or with --server the role auditor: a
+service (recorder serve) that holds it is sent the list, compares, and puts on record
+what it tells. With a keyset on this machine that is put on record here, as for show.
 
 Exit code 0: complete. 1: findings. 2: wrong arguments. 3: the list or the vault could
 not be read to its end, or the vault is damaged; then the report proves nothing.
@@ -77,6 +82,9 @@ func reconcileCommand(ctx context.Context, args []string, stdout, stderr io.Writ
 	f := newFlags("reconcile", reconcileHelp)
 	f.vaultFlag(&p)
 	f.keysetFlag(&p)
+	var far remote
+	f.remoteFlags(&far)
+	f.readsFlags(&p)
 	jobs := f.String("jobs", "", "`FILE` with BigQuery's list of jobs, or - for standard input")
 	from := f.String("from-bigquery", "", "ask BigQuery for the jobs of `PROJECT`")
 	region := f.String("region", "", "with --from-bigquery, the `REGION` of the jobs: us, eu, europe-west1")
@@ -145,31 +153,19 @@ func reconcileCommand(ctx context.Context, args []string, stdout, stderr io.Writ
 		defer in.Close()
 		c.Jobs = reconcile.Lines(in)
 	}
-	v, err := f.open(ctx, &p)
+	client, err := f.client(&far, &p)
+	if err != nil {
+		return err
+	}
+	var r *reconcile.Report
+	if client != nil {
+		r, err = client.Reconcile(ctx, access.NewReconcileRequest(c, p.why), c.Jobs)
+		err = f.failed(err)
+	} else {
+		r, err = f.reconcileHere(ctx, &p, c, stderr)
+	}
 	if err != nil {
 		return unread(err)
-	}
-	defer func() { err = errors.Join(err, v.Close()) }()
-	keys, err := f.keys(&p, v)
-	if err != nil {
-		return unread(err)
-	}
-	if keys == nil {
-		return &usageError{"reconcile: which keyset?", "records are sealed: give --keyset FILE, the tenant's private keyset, or set VERBATIM_KEYSET"}
-	}
-	c.Vault, c.Keys = v, keys
-	warned := 0
-	c.Warn = func(err error) {
-		if warned++; warned <= 5 {
-			fmt.Fprintln(stderr, "recorder: warning:", oneLine(err.Error()))
-		}
-	}
-	r, err := reconcile.Run(ctx, c)
-	if errors.Is(err, reconcile.ErrTooMany) {
-		err = fmt.Errorf("%w; use a narrower time, or --max-jobs", err)
-	}
-	if err != nil {
-		return unread(fmt.Errorf("reconcile: %w", err))
 	}
 	if *format == "json" {
 		err = writeJSON(stdout, r, "  ")
@@ -189,6 +185,43 @@ func reconcileCommand(ctx context.Context, args []string, stdout, stderr io.Writ
 		return &exitError{1, fmt.Errorf("reconcile: %d findings", n)}
 	}
 	return nil
+}
+
+// reconcileHere compares with the vault and the keyset at hand.
+func (f *flags) reconcileHere(ctx context.Context, p *where, c reconcile.Config, stderr io.Writer) (_ *reconcile.Report, err error) {
+	v, err := f.open(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, v.Close()) }()
+	keys, err := f.keys(p, v)
+	if err != nil {
+		return nil, err
+	}
+	if keys == nil {
+		return nil, &usageError{"reconcile: which keyset?", "records are sealed: give --keyset FILE, the tenant's private keyset, or set VERBATIM_KEYSET"}
+	}
+	reads, err := f.record(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, reads.Close(ctx)) }()
+	c.Vault, c.Keys = v, keys
+	warned := 0
+	c.Warn = func(err error) {
+		if warned++; warned <= 5 {
+			fmt.Fprintln(stderr, "recorder: warning:", oneLine(err.Error()))
+		}
+	}
+	r, err := reconcile.Run(ctx, c)
+	if errors.Is(err, reconcile.ErrTooMany) {
+		err = fmt.Errorf("%w; use a narrower time, or --max-jobs", err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reconcile: %w", err)
+	}
+	asked := access.NewReconcileRequest(c, p.why)
+	return r, reads.each(ctx, asked.What(), access.Found(r))
 }
 
 // bounds reads --since and --until.

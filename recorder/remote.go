@@ -17,16 +17,18 @@ import (
 
 // remote is the service that reads for the user, in place of a vault and a
 // keyset.
-type remote struct{ server, tokenFile, why string }
+type remote struct{ server, tokenFile string }
 
 func (f *flags) remoteFlags(r *remote) {
 	f.StringVar(&r.server, "server", "", "the `URL` of a recorder serve that reads in your place, on record; else $VERBATIM_SERVER, unless --vault is given")
 	f.StringVar(&r.tokenFile, "token-file", "", "with --server: the `FILE` with your token, - for standard input; else $VERBATIM_TOKEN, else what recorder login keeps")
-	f.StringVar(&r.why, "why", "", "with --server: the `REASON` of the reading, which is put on record")
 }
 
 // client returns the client of the service, nil where the user reads a vault.
 func (f *flags) client(r *remote, p *where) (*access.Client, error) {
+	if err := access.CheckWhy(p.why); err != nil {
+		return nil, &usageError{fmt.Sprintf("%s: --why: %v", f.name, err), f.see()}
+	}
 	if r.server != "" && p.vault != "" {
 		return nil, &usageError{f.name + ": --server and --vault exclude each other", "keep one: the service has a vault of its own"}
 	}
@@ -34,15 +36,13 @@ func (f *flags) client(r *remote, p *where) (*access.Client, error) {
 		r.server = os.Getenv("VERBATIM_SERVER")
 	}
 	if r.server == "" {
-		for name, v := range map[string]string{"why": r.why, "token-file": r.tokenFile} {
-			if v != "" {
-				return nil, &usageError{fmt.Sprintf("%s: --%s goes with --server: what is read here with a keyset is not on record", f.name, name), f.see()}
-			}
+		if r.tokenFile != "" {
+			return nil, &usageError{f.name + ": --token-file goes with --server: no token proves who reads here with a keyset", f.see()}
 		}
 		return nil, nil
 	}
-	if err := access.CheckWhy(r.why); err != nil {
-		return nil, &usageError{fmt.Sprintf("%s: --why: %v", f.name, err), f.see()}
+	if p.reads != "" {
+		return nil, &usageError{f.name + ": --reads goes with a keyset: a service keeps records of its own", f.see()}
 	}
 	if err := access.CheckServer(r.server); err != nil {
 		return nil, &usageError{fmt.Sprintf("%s: --server: %v", f.name, err), f.see()}

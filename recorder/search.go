@@ -14,13 +14,15 @@ import (
 
 const searchHelp = `
 Usage: recorder search [filters] [--limit N] [--sort ORDER] [--format table|json]
-                       [--server URL [--why TEXT]]
+                       [--why TEXT] [--server URL]
 
 Finds exchanges that fit all the filters given. Names are compared whole and without
 regard to case; "*" in them stands for anything. Times are RFC 3339, a day (UTC), or
 how long ago: 90m, 2h, 3d, "3d ago". The tenant's keyset is needed: what is searched
 is sealed. With --server a service that holds it (recorder serve) searches instead, and
-puts on record who looked for what, and what was found.
+puts on record who looked for what, and what was found. So does this command where it
+has the keyset itself, before it prints; but who reads is then only what this machine
+says. "recorder accesses" lists both.
 
 With --format json each line is one object; recorder/README.md explains the fields.
 
@@ -40,6 +42,7 @@ func searchCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 	f.keysetFlag(&p)
 	var far remote
 	f.remoteFlags(&far)
+	f.readsFlags(&p)
 	since := f.String("since", "", "requests from this `TIME` on")
 	until := f.String("until", "", "requests before this `TIME`")
 	f.StringVar(&q.Principal, "principal", "", "`NAME`: subject, e-mail, ISSUER/SUBJECT, or a subject on whose behalf the call was made")
@@ -100,7 +103,7 @@ func searchCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 	var stats search.Stats
 	if client != nil {
 		var end access.End
-		end, err = client.Search(ctx, access.NewSearchRequest(q, far.why), warn, emit)
+		end, err = client.Search(ctx, access.NewSearchRequest(q, p.why), warn, emit)
 		stats = search.Stats{Exchanges: end.Exchanges, Matched: end.Matched, Unreadable: end.Unreadable}
 	} else {
 		stats, err = f.searchHere(ctx, &p, q, warn, emit)
@@ -146,7 +149,18 @@ func (f *flags) searchHere(ctx context.Context, p *where, q search.Query, warn f
 	if keys == nil {
 		return stats, &usageError{f.name + ": which keyset?", "records are sealed: give --keyset FILE, the tenant's private keyset, or set VERBATIM_KEYSET"}
 	}
-	return search.Run(ctx, search.Config{Vault: v, Keys: keys, Warn: warn}, q, emit)
+	r, err := f.record(ctx, p)
+	if err != nil {
+		return stats, err
+	}
+	defer func() { err = errors.Join(err, r.Close(ctx)) }()
+	asked := access.NewSearchRequest(q, p.why)
+	h := held[*search.Exchange]{reads: r, what: asked.What(), emit: emit, id: func(x *search.Exchange) (string, int) { return x.ID, len(x.SQL) + len(x.Parameters) }}
+	stats, err = search.Run(ctx, search.Config{Vault: v, Keys: keys, Warn: warn}, q, func(x *search.Exchange) error { return h.add(ctx, x) })
+	if err == nil {
+		err = h.end(ctx)
+	}
+	return stats, err
 }
 
 // The widths of the table's columns: 100 with the spaces between.

@@ -134,6 +134,10 @@ func serve(ctx context.Context, c *serveConfig, stdout io.Writer, log *slog.Logg
 		Keys: func() (ledger.Opener, error) {
 			return keyring.New(keyring.Config{Source: v, Tenant: tenant})
 		},
+		Tenant: tenant,
+		Exported: func(ctx context.Context, by, sum string, keys []string) error {
+			return registerExport(ctx, spec, by, sum, keys)
+		},
 		Requests: c.Limits.Requests, Memory: int(c.memory), Logger: log,
 	})
 	if err != nil {

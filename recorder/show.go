@@ -7,7 +7,6 @@ import (
 	"io"
 	"maps"
 	"os"
-	"os/user"
 	"slices"
 	"strings"
 	"time"
@@ -19,7 +18,7 @@ import (
 
 const showHelp = `
 Usage: recorder show EXCHANGE [--payload request|upstream|response] [--out FILE]
-                     [--format text|json] [--server URL [--why TEXT]]
+                     [--format text|json] [--why TEXT] [--server URL]
 
 Shows everything that the vault holds of one exchange: who called and what proves it,
 the SQL, the decision, the times, headers, totals, and where each record lies with its
@@ -32,9 +31,10 @@ response as the caller got it. They are compared with the recorded totals.
 
 With --server a service that holds the keyset (recorder serve) answers, after it has put
 on record who reads what, and why: --why must be given for a body. Whoever has a keyset
-can read without it. That is not on record, and a note says so.
+reads without it: that is put on record as well, before anything is shown, in a folder
+beside the vault (--reads), in the name that this machine has for the user.
 
-The id of an access record (recorder accesses) is shown too.
+The id of an access record (recorder accesses) is shown too, of the vault's own.
 
 Examples:
   recorder show 06eeq4qag1hqfnwe49a5rg7yac-2
@@ -51,6 +51,7 @@ func showCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (
 	f.keysetFlag(&p)
 	var far remote
 	f.remoteFlags(&far)
+	f.readsFlags(&p)
 	payload := f.String("payload", "", "write the bytes of a `BODY`: request, upstream or response")
 	out := f.String("out", "", "with --payload, write to a new `FILE` (mode 0600) instead of standard output")
 	format := f.String("format", "text", "`FORMAT` of the output: text or json")
@@ -80,10 +81,10 @@ func showCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (
 	var from shower
 	warn := func(err error) { fmt.Fprintln(stderr, "recorder: warning:", oneLine(err.Error())) }
 	if client != nil {
-		if *payload != "" && strings.TrimSpace(far.why) == "" {
+		if *payload != "" && strings.TrimSpace(p.why) == "" {
 			return &usageError{"show: payloads are given out for a reason only", "add --why TEXT: it is put on record"}
 		}
-		from = &serverShower{client: client, why: far.why, warn: warn}
+		from = &serverShower{client: client, why: p.why, warn: warn}
 	} else {
 		v, err := f.open(ctx, &p)
 		if err != nil {
@@ -98,7 +99,12 @@ func showCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (
 		if keys != nil {
 			c.Keys = keys
 		}
-		from = &vaultShower{c: c, stderr: stderr}
+		r, err := f.record(ctx, &p)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, r.Close(ctx)) }()
+		from = &vaultShower{c: c, reads: r, stderr: stderr}
 	}
 	if *payload != "" {
 		return f.failed(showPayload(ctx, from, id, direction, *out, stdout, stderr))
@@ -127,22 +133,37 @@ type shower interface {
 
 type vaultShower struct {
 	c      search.Config
+	reads  *reads
 	stderr io.Writer
 }
 
 func (s *vaultShower) detail(ctx context.Context, id record.ID) (*search.Detail, error) {
-	return search.Find(ctx, s.c, id, nil)
+	d, err := search.Find(ctx, s.c, id, nil)
+	if err != nil {
+		return nil, err
+	}
+	return d, s.reads.give(ctx, record.AccessTo{Action: access.ActionShow, Exchange: id.String()}, []string{id.String()})
 }
 
 func (s *vaultShower) access(ctx context.Context, id record.ID, do func(*search.Access) error) error {
-	return search.Accesses(ctx, s.c, search.AccessFilter{ID: id.String()}, do)
+	return search.Accesses(ctx, s.c, search.AccessFilter{ID: id.String()}, func(a *search.Access) error {
+		if err := s.reads.give(ctx, record.AccessTo{Action: access.ActionAccesses, Filter: map[string]string{"id": a.ID}}, []string{a.ID}); err != nil {
+			return err
+		}
+		return do(a)
+	})
 }
 
 func (s *vaultShower) payload(ctx context.Context, id record.ID, direction record.Direction, w io.Writer) (string, error) {
 	if s.c.Keys == nil {
 		return "", &usageError{"show: which keyset?", "bodies are sealed: give --keyset FILE, the tenant's private keyset, or set VERBATIM_KEYSET"}
 	}
-	fmt.Fprintf(s.stderr, "recorder: note: this reading is not on record, and who reads is only asserted (%s); recorder serve puts it on record\n", oneLine(self()))
+	what := record.AccessTo{Action: access.ActionPayload, Exchange: id.String(), Direction: direction.String()}
+	if err := s.reads.give(ctx, what, []string{id.String()}); err != nil {
+		return "", err
+	}
+	u := localUser()
+	fmt.Fprintf(s.stderr, "recorder: note: this reading is on record in %s, and who reads is only asserted (user %s); recorder serve proves who\n", oneLine(s.reads.dir), oneLine(u.User))
 	d, err := search.Find(ctx, s.c, id, func(of record.Direction, b []byte) error {
 		if of != direction {
 			return nil
@@ -154,15 +175,6 @@ func (s *vaultShower) payload(ctx context.Context, id record.ID, direction recor
 		return "", err
 	}
 	return d.Body(direction)
-}
-
-// self is the user as the machine has it.
-func self() string {
-	u, err := user.Current()
-	if err != nil {
-		return fmt.Sprintf("user id %d", os.Getuid())
-	}
-	return "user " + u.Username
 }
 
 type serverShower struct {

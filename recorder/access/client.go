@@ -89,7 +89,11 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (*http.R
 		}
 		r = bytes.NewReader(b)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, c.base+path, r)
+	return c.send(ctx, method, path, r)
+}
+
+func (c *Client) send(ctx context.Context, method, path string, body io.Reader) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
 	if err != nil {
 		return nil, err
 	}
@@ -227,6 +231,11 @@ func (c *Client) Payload(ctx context.Context, id record.ID, direction record.Dir
 	if err != nil {
 		return "", notFound(err)
 	}
+	return c.bytes(res, w)
+}
+
+// bytes copies an answer of bytes and reads how it ended.
+func (c *Client) bytes(res *http.Response, w io.Writer) (note string, err error) {
 	defer res.Body.Close()
 	if _, err := io.Copy(w, res.Body); err != nil {
 		return "", fmt.Errorf("%s: its answer was cut off: %w", c.base, err)

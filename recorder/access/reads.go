@@ -185,7 +185,7 @@ func (c *call) search() error {
 		return badRequest(err)
 	}
 	q.Memory = c.s.c.Memory
-	what := req.what()
+	what := req.What()
 	if err := c.reason(what, req.Why, false); err != nil {
 		return err
 	}
@@ -220,7 +220,7 @@ func (c *call) accesses() error {
 	if err != nil {
 		return badRequest(err)
 	}
-	what := req.what()
+	what := req.What()
 	if err := c.reason(what, req.Why, false); err != nil {
 		return err
 	}

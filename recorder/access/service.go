@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/tink-crypto/tink-go/v2/keyset"
+
 	"verbatim.dev/recorder/ledger"
 	"verbatim.dev/recorder/record"
 )
@@ -46,6 +48,11 @@ type Config struct {
 	// Keys returns what opens bodies, anew for each request: a key that was
 	// erased must not live on in a cache.
 	Keys func() (ledger.Opener, error)
+	// Tenant is the tenant's private keyset, for bundles. Nil: they hold no keys.
+	Tenant *keyset.Handle
+	// Exported, where set, notes in the vault that a bundle with data keys left:
+	// who made it, the file's SHA-256 in hex, and the keys, EPOCH/KEYID.
+	Exported func(ctx context.Context, by, sha256 string, keys []string) error
 	// Recorder takes the access records.
 	Recorder Recorder
 	// Refused, where set, counts what was refused because nothing could be
@@ -99,6 +106,8 @@ func New(c Config) (*Service, error) {
 	s.mux.HandleFunc("POST /v1/show", s.read(ActionShow, (*call).show))
 	s.mux.HandleFunc("POST /v1/payload", s.read(ActionPayload, (*call).payload))
 	s.mux.HandleFunc("POST /v1/accesses", s.read(ActionAccesses, (*call).accesses))
+	s.mux.HandleFunc("POST /v1/export", s.read(ActionExport, (*call).export))
+	s.mux.HandleFunc("POST /v1/reconcile", s.read(ActionReconcile, (*call).reconcile))
 	s.mux.HandleFunc("GET /v1/whoami", s.read(actionWhoami, (*call).whoami))
 	return s, nil
 }
@@ -266,13 +275,21 @@ func (c *call) body(v any) error {
 	if err != nil {
 		return bad("the request's body cannot be read, or has more than %d bytes", maxRequest)
 	}
+	if err := strict(b, v); err != nil {
+		return badRequest(err)
+	}
+	return nil
+}
+
+// strict reads one JSON value that has no fields but those of v.
+func strict(b []byte, v any) error {
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
 	if err := d.Decode(v); err != nil {
-		return bad("the request's body: %v", err)
+		return fmt.Errorf("the request's body: %w", err)
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return bad("the request's body: more follows its JSON")
+		return errors.New("the request's body: more follows its JSON")
 	}
 	return nil
 }

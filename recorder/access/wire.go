@@ -23,11 +23,15 @@ const (
 
 // The actions, as access records name them.
 const (
-	ActionSearch   = "search"
-	ActionShow     = "show"
-	ActionPayload  = "payload"
-	ActionAccesses = "accesses"
-	actionWhoami   = "whoami"
+	ActionSearch    = "search"
+	ActionShow      = "show"
+	ActionPayload   = "payload"
+	ActionAccesses  = "accesses"
+	ActionExport    = "export"
+	ActionReconcile = "reconcile"
+	// ActionErase is of a keyset at hand alone: no service erases.
+	ActionErase  = "erase"
+	actionWhoami = "whoami"
 )
 
 // The codes of errors.
@@ -113,8 +117,8 @@ func (r *SearchRequest) query() (search.Query, error) {
 	return q, nil
 }
 
-// what is the search as its access record tells it.
-func (r *SearchRequest) what() record.AccessTo {
+// What is the search as its access record tells it.
+func (r *SearchRequest) What() record.AccessTo {
 	f := map[string]string{}
 	for name, v := range map[string]string{
 		"principal": r.Principal, "group": r.Group, "repository": r.Repository, "commit": r.Commit, "project": r.Project, "table": r.Table,
@@ -163,7 +167,8 @@ func (r *AccessesRequest) filter() (search.AccessFilter, error) {
 	return f, nil
 }
 
-func (r *AccessesRequest) what() record.AccessTo {
+// What is the request as its access record tells it.
+func (r *AccessesRequest) What() record.AccessTo {
 	f := map[string]string{}
 	for name, v := range map[string]string{"who": r.Who, "exchange": r.Exchange, "action": r.Action, "id": r.ID, "since": stamp(r.Since), "until": stamp(r.Until)} {
 		if v != "" {

@@ -30,6 +30,9 @@ type Config struct {
 	// NoPayload leaves payload records out but for their digests.
 	NoPayload bool
 	Now       time.Time
+	// Chosen, where set, is called with the exchanges that fit the selection,
+	// before anything of them is written. Its error ends the writing.
+	Chosen func(ctx context.Context, exchanges []string) error
 }
 
 // Stats say what went into a bundle.
@@ -71,6 +74,11 @@ type writer struct {
 func (b *writer) write(ctx context.Context, w io.Writer) error {
 	if err := b.choose(ctx); err != nil {
 		return err
+	}
+	if b.c.Chosen != nil {
+		if err := b.c.Chosen(ctx, b.manifest.Exchanges); err != nil {
+			return err
+		}
 	}
 	b.manifest.Version, b.manifest.Made, b.manifest.By = version, b.c.Now.UTC(), record.Build
 	b.manifest.Selection, b.manifest.Payload = b.c.Selection, !b.c.NoPayload

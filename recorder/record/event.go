@@ -435,12 +435,15 @@ type Access struct {
 	// Who is the reader whose token was verified, nil where nobody was proven.
 	Who        *Principal  `json:"who,omitempty"`
 	Provenance *Provenance `json:"provenance,omitempty"`
-	Role       string      `json:"role,omitempty"` // that the reader has: auditor or viewer
-	From       string      `json:"from"`           // network address
-	UserAgent  string      `json:"user_agent,omitempty"`
-	What       AccessTo    `json:"what"`
-	Why        string      `json:"why,omitempty"` // in the reader's own words
-	Allowed    bool        `json:"allowed"`
+	// Asserted is who the reader's own machine says he is, where he read with a
+	// keyset and no token proved anything. Who is nil then.
+	Asserted  *LocalUser `json:"asserted,omitempty"`
+	Role      string     `json:"role,omitempty"` // that the reader has: auditor or viewer
+	From      string     `json:"from"`           // network address, or local
+	UserAgent string     `json:"user_agent,omitempty"`
+	What      AccessTo   `json:"what"`
+	Why       string     `json:"why,omitempty"` // in the reader's own words
+	Allowed   bool       `json:"allowed"`
 	// Code says why it was refused, in a stable word; Message for people.
 	Code    string `json:"code,omitempty"`
 	Message string `json:"message,omitempty"`
@@ -456,9 +459,16 @@ type Access struct {
 	Unrecorded uint64 `json:"unrecorded_refusals,omitempty"`
 }
 
+// LocalUser is a user as a machine has it.
+type LocalUser struct {
+	User string `json:"user"`
+	UID  string `json:"uid,omitempty"`
+	Host string `json:"host,omitempty"`
+}
+
 // AccessTo says what somebody asked to read.
 type AccessTo struct {
-	Action    string            `json:"action"` // search, show, payload, accesses; empty where the request was not read
+	Action    string            `json:"action"` // search, show, payload, accesses, export, reconcile, erase; empty where the request was not read
 	Exchange  string            `json:"exchange,omitempty"`
 	Direction string            `json:"direction,omitempty"` // of a payload
 	Filter    map[string]string `json:"filter,omitempty"`    // of a search, by the names of its fields

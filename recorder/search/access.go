@@ -25,9 +25,9 @@ type Access struct {
 // that is set. Names are compared as in [Filter].
 type AccessFilter struct {
 	Since, Until time.Time
-	Who          string // subject, e-mail or ISSUER/SUBJECT of the reader
+	Who          string // subject, e-mail or ISSUER/SUBJECT of the reader, or the local user's name
 	Exchange     string // that was read, or was in what a search gave out
-	Action       string // search, show, payload, accesses
+	Action       string // as [record.AccessTo] has it
 	Refused      bool   // only what was refused
 	// ID is one record's own.
 	ID string
@@ -43,7 +43,7 @@ func (f *AccessFilter) fits(a *Access) bool {
 	case a.Unreadable != "": // it may be one that is looked for
 		return true
 	}
-	return (f.Who == "" || principal(f.Who, a.Who)) &&
+	return (f.Who == "" || principal(f.Who, a.Who) || a.Asserted != nil && like(f.Who, a.Asserted.User)) &&
 		(f.Exchange == "" || a.What.Exchange == f.Exchange || slices.Contains(a.Records, f.Exchange)) &&
 		(f.Action == "" || strings.EqualFold(f.Action, a.What.Action)) &&
 		(!f.Refused || !a.Allowed)
