@@ -111,7 +111,8 @@ func start(t *testing.T, change func(*Config)) *rig {
 	g.Cut()
 	c := Config{
 		Name: "auditors-1", Vault: r.vault, Recorder: r.taker, Refused: func() { r.refused++ }, Durable: 50 * time.Millisecond,
-		Keys: func() (ledger.Opener, error) { return keyring.New(keyring.Config{Source: r.vault, Tenant: tenant}) },
+		Tenant: tenant,
+		Keys:   func() (ledger.Opener, error) { return keyring.New(keyring.Config{Source: r.vault, Tenant: tenant}) },
 		Now:  func() time.Time { return r.now },
 		Authenticate: func(req *http.Request) (*Reader, error) {
 			switch token := strings.TrimPrefix(req.Header.Get("Authorization"), "Bearer "); token {
@@ -200,6 +201,14 @@ func TestReads(t *testing.T) {
 		"no such payload":          {token: "auditor", path: "/v1/payload", body: show(r.denied, `,"direction":"upstream","why":"case 7"`), status: 404, code: CodeNoBody, action: "payload"},
 		"viewer reads accesses":    {token: "viewer", path: "/v1/accesses", body: `{}`, status: 403, code: CodeRole, action: "accesses"},
 		"auditor reads accesses":   {token: "auditor", path: "/v1/accesses", body: `{}`, status: 200, action: "accesses", holds: []string{`"end"`}},
+		"auditor exports":          {token: "auditor", path: "/v1/export", body: show(r.first, `,"why":"case 7"`), status: 200, action: "export", holds: []string{"PK"}, records: []string{x}},
+		"exports for no reason":    {token: "auditor", path: "/v1/export", body: show(r.first, ""), status: 403, code: CodeWhy, action: "export"},
+		"exports nothing":          {token: "auditor", path: "/v1/export", body: `{"session":"nobody","why":"w"}`, status: 404, code: CodeNotFound, action: "export"},
+		"exports anything":         {token: "auditor", path: "/v1/export", body: `{"why":"w"}`, status: 400, code: CodeBad},
+		"viewer exports":           {token: "viewer", path: "/v1/export", body: show(r.first, `,"why":"w"`), status: 403, code: CodeRole, action: "export"},
+		"auditor reconciles":       {token: "auditor", path: "/v1/reconcile", body: `{"limit":10}` + "\n{}\n", status: 200, action: "reconcile", holds: []string{"not_understood", `"line":1`}},
+		"no list":                  {token: "auditor", path: "/v1/reconcile", body: `{}`, status: 400, code: CodeBad},
+		"viewer reconciles":        {token: "viewer", path: "/v1/reconcile", body: "{}\n", status: 403, code: CodeRole, action: "reconcile"},
 		"stranger":                 {token: "x", path: "/v1/search", body: `{}`, status: 401, code: "signature_invalid", action: "search"},
 		"no role":                  {token: "norole", path: "/v1/payload", body: show(r.first, `,"direction":"response","why":"w"`), status: 403, code: CodeNoRole, action: "payload"},
 		"the issuer is down":       {token: "down", path: "/v1/search", body: `{}`, status: 503, code: "issuer_unavailable", action: "search"},
@@ -274,6 +283,7 @@ func TestNotRecorded(t *testing.T) {
 		asked := 0
 		for path, body := range map[string]string{
 			"/v1/search": `{}`, "/v1/accesses": `{}`, "/v1/show": show(r.first, ""), "/v1/payload": show(r.first, `,"direction":"response","why":"w"`),
+			"/v1/export": show(r.first, `,"why":"w"`), "/v1/reconcile": "{}\n{}\n",
 		} {
 			for _, token := range []string{"auditor", "viewer", "norole", "x"} {
 				asked++
