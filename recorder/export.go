@@ -29,8 +29,8 @@ Usage: recorder export (--exchange ID | --session ID | --since TIME [--until TIM
                        [--why TEXT] [--server URL]
 
 Writes a bundle of evidence: the records of the exchanges asked for as they are stored,
-what proves them (Merkle hashes, the signed checkpoint, the epoch's certificate), the
-data keys that open them, a plain HTML report and a README. "recorder verify FILE.zip"
+what proves them (Merkle hashes, the signed checkpoint, the epoch's certificate, and that
+the sink's log and its witnesses have that checkpoint, where there is a log), the data keys that open them, a plain HTML report and a README. "recorder verify FILE.zip"
 checks it with no vault. What lies between the records is in it as digests.
 
 A data key seals what one session recorded in one epoch. The bundle holds the keys of the
@@ -50,7 +50,7 @@ Examples:
   recorder export --exchange 06eeq4qag1hqfnwe49a5rg7yac-2 --out evidence.zip
   recorder export --session k5qf2w --no-payload --out session.zip
   recorder export --since 2026-03-14 --until 2026-03-15 --out day.zip
-  recorder verify evidence.zip --trust deployment.pub
+  recorder verify evidence.zip --trust deployment.pub --log-key log.pub --witness w1.pub
   recorder export --session k5qf2w --out s.zip --server https://auditors.corp.example --why 'case 4711'
 `
 
@@ -237,7 +237,7 @@ func verifyBundle(ctx context.Context, path string, o ledger.Options, format str
 	if err != nil {
 		return &exitError{3, fmt.Errorf("verify: %w", err)}
 	}
-	r, err := bundle.Verify(ctx, file, st.Size(), bundle.Options{Trust: o.Trust, Receipts: o.Receipts})
+	r, err := bundle.Verify(ctx, file, st.Size(), bundle.Options{Trust: o.Trust, Receipts: o.Receipts, Log: o.Log})
 	if err != nil {
 		return unread(fmt.Errorf("verify: %s: %w", path, err))
 	}
@@ -282,6 +282,12 @@ func bundleText(r *bundle.Report, path string) string {
 	}
 	for _, e := range r.Epochs {
 		row("epoch", "%s of gateway %s, checkpoint of %d records at %s", e.Epoch, e.Gateway, e.Size, moment(e.Time))
+		switch {
+		case e.Logged != nil:
+			row("", "in the sink's log: %s", loggedText(e.Logged))
+		case e.InLog:
+			row("", "in the sink's log, which was not checked: give --log-key, and --witness")
+		}
 	}
 	x := r.Exchanges
 	row("exchanges", "%d: %d ended, %d interrupted, %d pending", x.Total, x.Ended, x.Interrupted, x.Pending)

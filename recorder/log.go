@@ -194,6 +194,15 @@ func (f *flags) logTrust(a *logAnchors) (*ledger.Log, error) {
 	return o, nil
 }
 
+// loggedText says that the log has a checkpoint, and who vouches for the log.
+func loggedText(l *ledger.Logged) string {
+	who := "by the sink itself alone: no --witness was given"
+	if !l.Asserted {
+		who = "by " + strings.Join(l.Witnesses, ", ")
+	}
+	return fmt.Sprintf("%s, entry %d of %d, cosigned %s %s", l.Origin, l.Index, l.Size, moment(l.Cosigned), who)
+}
+
 // logText is the part of verify's report about the sink's log.
 func logText(l *ledger.LogReport) string {
 	if l == nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -67,6 +68,13 @@ func TestScripts(t *testing.T) {
 				ts.Setenv("ERASURE", strings.TrimSuffix(filepath.Base(names[len(names)-1]), ".note"))
 			},
 			"receipt": firstReceipt,
+			// exchange sets a variable to the id of the first line that search printed.
+			"exchange": func(ts *testscript.TestScript, neg bool, args []string) {
+				var x struct{ Exchange string }
+				line, _, _ := strings.Cut(ts.ReadFile("stdout"), "\n")
+				ts.Check(json.Unmarshal([]byte(line), &x))
+				ts.Setenv(args[0], x.Exchange)
+			},
 			"oldest": func(ts *testscript.TestScript, neg bool, args []string) {
 				key, _, _ := strings.Cut(ts.ReadFile(args[0]+"/deployment.pub"), "\n")
 				ts.Setenv("OLDEST", record.Fingerprint(key))

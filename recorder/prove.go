@@ -17,7 +17,8 @@ Usage: recorder prove RECEIPT|EXCHANGE [--vault DIR] [--out FILE]
 
 Writes a proof that the record is in its epoch's log: its leaf, the Merkle hashes that
 lead from there to the root, the checkpoint that states and signs the root, and the
-certificate of the key that signed it. The file is a C2SP tlog-proof
+certificate of the key that signed it; and, where the sink keeps a log, that the log has
+that checkpoint, with its witnesses' cosignatures. The file is a C2SP tlog-proof
 (https://c2sp.org/tlog-proof). "recorder verify --proof" checks it with no vault.
 
 With a whole receipt, as the caller got it, the receipt's signature is checked first,
@@ -59,7 +60,7 @@ func proveCommand(ctx context.Context, args []string, stdout, _ io.Writer) (err 
 	if err != nil {
 		return err
 	}
-	proven, err := proof.Verify(nil)
+	proven, err := proof.Verify(nil, nil)
 	if err != nil {
 		return fmt.Errorf("prove: %w", err)
 	}
@@ -94,7 +95,7 @@ func verifyProof(path string, o ledger.Options, format string, stdout io.Writer)
 	if err != nil {
 		return &exitError{1, fmt.Errorf("verify: %s: %w", path, err)}
 	}
-	proven, err := proof.Verify(o.Trust)
+	proven, err := proof.Verify(o.Trust, o.Log)
 	if err != nil {
 		return &exitError{1, fmt.Errorf("verify: %s: %w", path, err)}
 	}
@@ -117,6 +118,12 @@ func verifyProof(path string, o ledger.Options, format string, stdout io.Writer)
 		row("trust", "the epoch's key is certified by a deployment you trust")
 	} else {
 		row("trust", "unanchored: no --trust was given, so the proof's own key vouches for it")
+	}
+	switch l := proven.Logged; {
+	case l != nil:
+		row("sink's log", "%s", loggedText(l))
+	case proven.InLog:
+		row("sink's log", "not checked: give --log-key, and --witness")
 	}
 	if len(o.Receipts) > 0 {
 		row("receipt", "is of this record, and signed with the epoch's key")

@@ -16,10 +16,11 @@ const verifyHelp = `
 Usage: recorder verify [--vault DIR] [--keyset FILE] [--trust FILE|KEY]...
                        [--checkpoint FILE]... [--receipt RECEIPT|FILE]...
                        [--gateways FILE] [--format text|json]
-       recorder verify --proof FILE [--trust ...] [--receipt RECEIPT]
-       recorder verify BUNDLE.zip [--trust ...] [--receipt RECEIPT]
                        [--log-key FILE [--witness KEY|FILE]... [--quorum N]
                         [--log-checkpoint FILE]... [--behind DURATION]]
+       recorder verify --proof FILE [--trust ...] [--receipt RECEIPT]
+                       [--log-key FILE [--witness KEY|FILE]... [--quorum N]]
+       recorder verify BUNDLE.zip [the same]
 
 Reads the whole vault and proves that its records are whole, in order and
 unchanged: checksums, digests, the chain and Merkle tree of each epoch with every
@@ -48,7 +49,8 @@ What is trusted comes from you, never from the vault:
                 /checkpoint): the log in the vault must go on from it.
 
 With --proof it checks a proof that "recorder prove" wrote instead, and with a file an
-evidence bundle of "recorder export"; neither needs a vault.
+evidence bundle of "recorder export"; neither needs a vault. With --log-key each must show
+that the sink's log has the epoch's checkpoint, with --witness that a quorum cosigned it.
 
 Exit code 0: sound. 1: not sound; the first record that is wrong is named, with its
 segment, sequence and byte. 2: wrong arguments. 3: the vault could not be read.
@@ -163,11 +165,14 @@ func verifyCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 		return err
 	}
 	if len(rest) > 0 || *proof != "" {
-		if len(rest) > 0 && *proof != "" || p.vault != "" || a.gateways != "" || len(a.checkpoints) > 0 || la.given() {
-			return &usageError{"verify: a proof or a bundle goes with --trust, --receipt and --format only", f.see()}
+		if len(rest) > 0 && *proof != "" || p.vault != "" || a.gateways != "" || len(a.checkpoints) > 0 || len(la.checkpoints) > 0 || la.behind != 0 {
+			return &usageError{"verify: a proof or a bundle goes with --trust, --receipt, --log-key, --witness, --quorum and --format only", f.see()}
 		}
 		o, err := a.options(f, "")
 		if err != nil {
+			return err
+		}
+		if o.Log, err = f.logTrust(&la); err != nil {
 			return err
 		}
 		if *proof != "" {

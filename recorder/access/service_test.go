@@ -113,7 +113,7 @@ func start(t *testing.T, change func(*Config)) *rig {
 		Name: "auditors-1", Vault: r.vault, Recorder: r.taker, Refused: func() { r.refused++ }, Durable: 50 * time.Millisecond,
 		Tenant: tenant,
 		Keys:   func() (ledger.Opener, error) { return keyring.New(keyring.Config{Source: r.vault, Tenant: tenant}) },
-		Now:  func() time.Time { return r.now },
+		Now:    func() time.Time { return r.now },
 		Authenticate: func(req *http.Request) (*Reader, error) {
 			switch token := strings.TrimPrefix(req.Header.Get("Authorization"), "Bearer "); token {
 			case "auditor", "viewer", "norole":

@@ -9,7 +9,9 @@
 // A bundle holds
 //
 //	manifest.json         the selection, and for each epoch its checkpoint, the
-//	                      sequences that are held and the hashes of the rest
+//	                      sequences that are held, the hashes of the rest, and
+//	                      what shows that the sink's own log, cosigned by
+//	                      witnesses, has that checkpoint
 //	records/EPOCH.frames  stored frames, back to back; the first is the open record
 //	keys.json             data keys in clear: EPOCH/KEYID to base64
 //	report.html           for reading
@@ -25,6 +27,7 @@ import (
 	"time"
 
 	"verbatim.dev/recorder/record"
+	"verbatim.dev/recorder/sinklog"
 )
 
 const (
@@ -66,6 +69,9 @@ type epoch struct {
 	Epoch      string `json:"epoch"`
 	Gateway    string `json:"gateway"`
 	Checkpoint string `json:"checkpoint"` // signed note
+	// Log shows that the sink's own log has the checkpoint, where the vault had
+	// such a log and it had come so far.
+	Log *sinklog.Inclusion `json:"log,omitempty"`
 	// Records are the selected ones, by sequence.
 	Records []entry `json:"records"`
 	// Gaps are the hashes, in hex, of the largest subtrees between them.

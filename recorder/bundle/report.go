@@ -205,14 +205,17 @@ Verify it with no vault and no network at hand, with the deployment's public key
 
     recorder verify BUNDLE.zip --trust deployment.pub
 
-It checks that the deployment certified the key of each epoch, that this key signed
+With the public keys of the sink's log and of its witnesses (--log-key, --witness, from
+those who run them) it also checks that they vouch for each epoch's checkpoint, so that
+not even who holds the deployment's key made it up later. It checks that the deployment certified the key of each epoch, that this key signed
 the checkpoint, that the records lead to the checkpoint's Merkle root (RFC 6962) at their
 places, that they make exchanges, and that the bodies open and are those that the
 outcomes state.
 
 manifest.json         what was asked for; for each epoch its checkpoint (C2SP
-                      tlog-checkpoint), the records' sequences, and the hashes of
-                      the subtrees between them: digests of all that was left out
+                      tlog-checkpoint), the records' sequences, the hashes of
+                      the subtrees between them: digests of all that was left out,
+                      and the log's cosigned checkpoint with the inclusion proof
 records/EPOCH.frames  the records as they are stored, sealed; the first is the
                       epoch's open record, with its key and certificate
 keys.json             data keys

@@ -29,6 +29,9 @@ type Options struct {
 	Trust *record.Trust
 	// Receipts must be of records in the bundle.
 	Receipts []record.Receipt
+	// Log, where set, is the sink's own log, which must have each epoch's
+	// checkpoint, with its witnesses; see [ledger.Log.Included].
+	Log *ledger.Log
 }
 
 // Report is the result of a verification.
@@ -58,6 +61,10 @@ type Epoch struct {
 	Gateway string    `json:"gateway"`
 	Size    uint64    `json:"size"`
 	Time    time.Time `json:"checkpoint_time"`
+	// InLog is true where the bundle speaks of the sink's own log, Logged what of
+	// it was checked.
+	InLog  bool           `json:"in_log,omitempty"`
+	Logged *ledger.Logged `json:"logged,omitempty"`
 }
 
 // Verify checks a bundle. The error is about the reading alone: a file that is
@@ -210,7 +217,7 @@ func (c *checker) epoch(m *epoch) error {
 	}
 	c.gateways[s.Epoch] = s.Gateway
 	c.judge.Epoch(s.Gateway, s.Epoch, s.Size)
-	c.report.Epochs = append(c.report.Epochs, Epoch{Epoch: m.Epoch, Gateway: m.Gateway, Size: s.Size, Time: s.Time})
+	c.report.Epochs = append(c.report.Epochs, Epoch{Epoch: m.Epoch, Gateway: m.Gateway, Size: s.Size, Time: s.Time, InLog: m.Log != nil, Logged: c.logged(m)})
 	file := c.files[framesFile(m.Epoch)]
 	if file == nil {
 		c.find(ledger.SegmentMissing, m, 0, "its file of records is not in the bundle")
@@ -265,6 +272,22 @@ func (c *checker) epoch(m *epoch) error {
 		c.find(ledger.SignatureWrong, m, 0, "the checkpoint is not signed with the epoch's key: %v", err)
 	}
 	return nil
+}
+
+// logged holds the epoch's checkpoint against the sink's own log.
+func (c *checker) logged(m *epoch) *ledger.Logged {
+	switch {
+	case c.o.Log == nil:
+		return nil
+	case m.Log == nil:
+		c.find(ledger.LogMissing, m, 0, "the bundle does not show that the sink's log has the checkpoint: when the bundle was made the log had not come so far, or there was none. Export it anew")
+		return nil
+	}
+	l, code, err := c.o.Log.Included([]byte(m.Checkpoint), m.Log)
+	if err != nil {
+		c.find(code, m, 0, "%v", err)
+	}
+	return l
 }
 
 // record reads one record, or takes its digest.

@@ -18,6 +18,7 @@ import (
 	"verbatim.dev/recorder/ledger"
 	"verbatim.dev/recorder/record"
 	"verbatim.dev/recorder/search"
+	"verbatim.dev/recorder/sinklog"
 )
 
 // Config configures the making of a bundle.
@@ -38,6 +39,8 @@ type Config struct {
 // Stats say what went into a bundle.
 type Stats struct {
 	Exchanges, Records, Withheld, Keys, Erased int
+	// Epochs counts the epochs, Logged those that the sink's own log vouches for.
+	Epochs, Logged int
 	// DataKeys names the data keys, EPOCH/KEYID, sorted.
 	DataKeys []string
 }
@@ -69,6 +72,7 @@ type writer struct {
 	erased   map[string]bool
 	wanted   map[record.Epoch]map[uint64]bool // exchanges, and recovery's outcomes
 	report   report
+	log      *sinklog.Prover // nil: the vault has none
 }
 
 func (b *writer) write(ctx context.Context, w io.Writer) error {
@@ -83,6 +87,10 @@ func (b *writer) write(ctx context.Context, w io.Writer) error {
 	b.manifest.Version, b.manifest.Made, b.manifest.By = version, b.c.Now.UTC(), record.Build
 	b.manifest.Selection, b.manifest.Payload = b.c.Selection, !b.c.NoPayload
 	z := zip.NewWriter(w)
+	var err error
+	if b.log, err = sinklog.NewProver(ctx, b.c.Vault); err != nil {
+		return err
+	}
 	for _, e := range sortedEpochs(b.wanted) {
 		if err := b.epoch(ctx, z, e); err != nil {
 			return err
@@ -181,7 +189,7 @@ func (b *writer) epoch(ctx context.Context, z *zip.Writer, e record.Epoch) error
 	}
 	held := map[uint64]bool{}
 	withheld := map[uint64]bool{}
-	p, err := ledger.Pick(ctx, b.c.Vault, e, members, func(f *record.Frame) error {
+	p, logged, err := ledger.PickLogged(ctx, b.c.Vault, b.log, e, members, func(f *record.Frame) error {
 		if b.c.NoPayload && f.Kind == record.KindPayload && f.Flags&record.FlagHead == 0 {
 			withheld[f.Sequence] = true
 			return nil
@@ -198,7 +206,11 @@ func (b *writer) epoch(ctx context.Context, z *zip.Writer, e record.Epoch) error
 	if err != nil {
 		return err
 	}
-	m := epoch{Epoch: e.String(), Gateway: p.Gateway, Checkpoint: string(p.Signed)}
+	m := epoch{Epoch: e.String(), Gateway: p.Gateway, Checkpoint: string(p.Signed), Log: logged}
+	if logged != nil {
+		b.stats.Logged++
+	}
+	b.stats.Epochs++
 	for i, seq := range p.Wanted {
 		r := entry{Sequence: seq}
 		if !held[seq] {

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"verbatim.dev/recorder/record"
+	"verbatim.dev/recorder/sinklog"
 	"verbatim.dev/recorder/vault"
 )
 
@@ -40,6 +41,8 @@ type ProofExtra struct {
 	Key         string    `json:"key"`  // the epoch's verifier key
 	Opened      time.Time `json:"opened"`
 	Certificate string    `json:"certificate,omitempty"`
+	// Log, where set, shows that the sink's own log has the checkpoint.
+	Log *sinklog.Inclusion `json:"log,omitempty"`
 }
 
 const proofHeader = "c2sp.org/tlog-proof@v1"
@@ -113,14 +116,18 @@ type Proven struct {
 	Time     time.Time `json:"checkpoint_time"`
 	// Anchored is true where a trusted deployment certified the epoch's key.
 	Anchored bool `json:"anchored"`
+	// InLog is true where the proof speaks of the sink's own log, Logged what of
+	// it was checked.
+	InLog  bool    `json:"in_log,omitempty"`
+	Logged *Logged `json:"logged,omitempty"`
 
 	ID       record.ID        `json:"-"`
 	Verifier *record.Verifier `json:"-"`
 }
 
 // Verify checks the proof; with trust also that the epoch is one of a trusted
-// deployment.
-func (p *Proof) Verify(trust *record.Trust) (*Proven, error) {
+// deployment, with log that the log and its witnesses vouch for the checkpoint.
+func (p *Proof) Verify(trust *record.Trust, log *Log) (*Proven, error) {
 	s, v, err := checked(p.Checkpoint, p.Extra.Key)
 	if err != nil {
 		return nil, fmt.Errorf("proof: %w", err)
@@ -141,7 +148,17 @@ func (p *Proof) Verify(trust *record.Trust) (*Proven, error) {
 		return nil, fmt.Errorf("proof: the hashes do not lead from the leaf of record %d to the checkpoint's root: %w", p.Sequence, err)
 	}
 	id := record.ID{Epoch: s.Epoch, Sequence: p.Sequence}
-	return &Proven{Exchange: id.String(), Gateway: s.Gateway, Leaf: p.Extra.Leaf, Size: s.Size, Time: s.Time, Anchored: trust != nil, ID: id, Verifier: v}, nil
+	out := &Proven{Exchange: id.String(), Gateway: s.Gateway, Leaf: p.Extra.Leaf, Size: s.Size, Time: s.Time, Anchored: trust != nil, InLog: p.Extra.Log != nil, ID: id, Verifier: v}
+	switch {
+	case log == nil:
+	case p.Extra.Log == nil:
+		return nil, errors.New("proof: it does not say that the sink's log has the checkpoint: the log had not yet when it was made, or there was none")
+	default:
+		if out.Logged, _, err = log.Included(p.Checkpoint, p.Extra.Log); err != nil {
+			return nil, fmt.Errorf("proof: the sink's log: %w", err)
+		}
+	}
+	return out, nil
 }
 
 // Receipt reports whether the proof is about the receipt's record.
@@ -249,10 +266,23 @@ var ErrUnproven = errors.New("the vault does not prove it; recorder verify says 
 // sequences. It calls do, where set, for each of them that is there: a record
 // past its retention is not, its leaf is.
 func Pick(ctx context.Context, v Vault, e record.Epoch, wanted []uint64, do func(f *record.Frame) error) (*Picked, error) {
+	return PickAt(ctx, v, e, 0, wanted, do)
+}
+
+// PickAt does what [Pick] does, with the epoch as it was at this size, where a
+// segment must end; 0 is as it is now.
+func PickAt(ctx context.Context, v Vault, e record.Epoch, at uint64, wanted []uint64, do func(f *record.Frame) error) (*Picked, error) {
 	p := &Picked{Epoch: e, Wanted: wanted}
 	segments, err := segmentsOf(ctx, v, e)
 	if err != nil {
 		return nil, err
+	}
+	if at > 0 {
+		i := slices.IndexFunc(segments, func(n Name) bool { return n.Last == at })
+		if i < 0 {
+			return nil, fmt.Errorf("epoch %s: no segment ends with record %d: %w", e, at, ErrUnproven)
+		}
+		segments = segments[:i+1]
 	}
 	if len(segments) == 0 || segments[0].First != 1 {
 		return nil, fmt.Errorf("epoch %s: its first records are not in the vault: %w", e, ErrUnproven)
@@ -410,14 +440,41 @@ func (w *picking) record(f *record.Frame) error {
 	return w.do(f)
 }
 
-// Prove returns the proof of one record.
+// PickLogged does what [Pick] does, with the epoch as the sink's log has it, and
+// what proves that, where the log holds all that is wanted. The prover may be
+// nil.
+func PickLogged(ctx context.Context, v Vault, log *sinklog.Prover, e record.Epoch, wanted []uint64, do func(f *record.Frame) error) (*Picked, *sinklog.Inclusion, error) {
+	at := uint64(0)
+	if log != nil && len(wanted) > 0 {
+		size, ok, err := log.Newest(e, wanted[len(wanted)-1])
+		if err != nil {
+			return nil, nil, err
+		}
+		if ok {
+			at = size
+		}
+	}
+	p, err := PickAt(ctx, v, e, at, wanted, do)
+	if err != nil || at == 0 {
+		return p, nil, err
+	}
+	i, err := log.Prove(e, p.Signed)
+	return p, i, err
+}
+
+// Prove returns the proof of one record, with that of the sink's log where the
+// vault has one that holds the record.
 func Prove(ctx context.Context, v Vault, id record.ID) (*Proof, error) {
-	p, err := Pick(ctx, v, id.Epoch, []uint64{id.Sequence}, nil)
+	log, err := sinklog.NewProver(ctx, v)
+	if err != nil {
+		return nil, fmt.Errorf("prove: %w", err)
+	}
+	p, logged, err := PickLogged(ctx, v, log, id.Epoch, []uint64{id.Sequence}, nil)
 	if err != nil {
 		return nil, fmt.Errorf("prove: %w", err)
 	}
 	out := &Proof{Sequence: id.Sequence, Checkpoint: p.Signed, Extra: ProofExtra{
-		Leaf: hex.EncodeToString(p.Leaves[0][:]), Key: p.Open.Key, Opened: p.Open.Opened, Certificate: p.Open.Certificate,
+		Leaf: hex.EncodeToString(p.Leaves[0][:]), Key: p.Open.Key, Opened: p.Open.Opened, Certificate: p.Open.Certificate, Log: logged,
 	}}
 	// From the leaf's sibling up to the root's child (RFC 6962, section 2.1.1):
 	// the smaller a sibling, the nearer it lies.

@@ -79,7 +79,7 @@ func TestProve(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := p.Verify(trust(t, deploymentKey))
+		got, err := p.Verify(trust(t, deploymentKey), nil)
 		if err != nil || got.ID != id || got.Size != 16 || !got.Anchored {
 			t.Fatalf("%+v, %v", got, err)
 		}
@@ -97,10 +97,10 @@ func TestProve(t *testing.T) {
 			}
 		}
 		_, stranger := ledgertest.Deployment("deployment")
-		if _, err := p.Verify(trust(t, stranger)); err == nil {
+		if _, err := p.Verify(trust(t, stranger), nil); err == nil {
 			t.Error("proven to who trusts another deployment")
 		}
-		if r, err := p.Verify(nil); err != nil || r.Anchored {
+		if r, err := p.Verify(nil, nil); err != nil || r.Anchored {
 			t.Errorf("%+v, %v", r, err)
 		}
 		for i, change := range []func(p *ledger.Proof){
@@ -122,7 +122,7 @@ func TestProve(t *testing.T) {
 			c.Hashes = slices.Clone(p.Hashes)
 			c.Checkpoint = bytes.Clone(p.Checkpoint)
 			change(&c)
-			if _, err := c.Verify(trust(t, deploymentKey)); err == nil {
+			if _, err := c.Verify(trust(t, deploymentKey), nil); err == nil {
 				t.Errorf("record %d, change %d: still proven", seq, i)
 			}
 		}
@@ -154,7 +154,7 @@ func FuzzParseProof(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if r, err := p.Verify(l); err == nil && r.ID.Epoch != g.Epoch {
+		if r, err := p.Verify(l, nil); err == nil && r.ID.Epoch != g.Epoch {
 			t.Errorf("proves %v", r.ID)
 		}
 	})

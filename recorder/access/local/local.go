@@ -47,7 +47,8 @@ const (
 	journalSize = 256 << 20
 	segmentSize = 1 << 20
 
-	shipWait = 5 * time.Second // for another process that writes the folder
+	shipWait = 5 * time.Second
+	shipTime = 30 * time.Second // for the shipping itself
 	shipStep = 20 * time.Millisecond
 )
 
@@ -62,6 +63,9 @@ type Config struct {
 	// UserAgent stands in the records.
 	UserAgent string
 	Now       func() time.Time // nil: time.Now
+	// Wait is how long Close waits for another process that writes the folder;
+	// default 5 s.
+	Wait time.Duration
 }
 
 // Log takes the records of one process. It is not safe for concurrent use.
@@ -76,6 +80,9 @@ type Log struct {
 func Open(ctx context.Context, c Config) (*Log, error) {
 	if c.Now == nil {
 		c.Now = time.Now
+	}
+	if c.Wait <= 0 {
+		c.Wait = shipWait
 	}
 	public, err := c.Tenant.Public()
 	if err != nil {
@@ -154,7 +161,7 @@ func (l *Log) Record(ctx context.Context, a record.Access) (record.ID, error) {
 // Close ends the epoch and brings its records into the folder's vault. An error
 // that wraps [ErrBehind] says that they are durable, and not there yet.
 func (l *Log) Close(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*shipWait)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.c.Wait+shipTime)
 	defer cancel()
 	err := l.journal.Finish(ctx, "read")
 	if err == nil {
@@ -234,7 +241,7 @@ func (l *Log) ship(ctx context.Context) (err error) {
 
 // vault waits for the folder's lock.
 func (l *Log) vault(ctx context.Context) (*vault.Folder, error) {
-	for end := time.Now().Add(shipWait); ; {
+	for end := time.Now().Add(l.c.Wait); ; {
 		v, err := vault.OpenFolder(vault.FolderConfig{Dir: l.c.Dir, Write: true})
 		if err == nil || !errors.Is(err, vault.ErrLocked) || time.Now().After(end) {
 			return v, err
