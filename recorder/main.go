@@ -16,6 +16,7 @@
 //	bundle     evidence to hand out: a selection with what proves and opens it
 //	search     finds exchanges and shows one whole
 //	access     reads for others, each read on record first
+//	ownreads   puts on record what is read with a keyset at hand
 //	reconcile  holds records against BigQuery's own list of jobs
 //
 // The rule of this folder itself: a subcommand is a file, and reads flags,

@@ -11,7 +11,7 @@ import (
 	"os/user"
 	"path/filepath"
 
-	"verbatim.dev/recorder/access/local"
+	"verbatim.dev/recorder/ownreads"
 	"verbatim.dev/recorder/record"
 )
 
@@ -30,7 +30,7 @@ func (f *flags) readsFlags(p *where) {
 // reads puts on record what this command reads with a keyset. Nil, it records
 // nothing: without a keyset nothing is read but what stands outside the seal.
 type reads struct {
-	log   *local.Log
+	log   *ownreads.Log
 	dir   string
 	why   string
 	first string
@@ -70,7 +70,7 @@ func (f *flags) record(ctx context.Context, p *where) (*reads, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", f.name, err)
 	}
-	l, err := local.Open(ctx, local.Config{Dir: dir, Tenant: tenant, Reader: localUser(), UserAgent: "recorder/" + record.Build})
+	l, err := ownreads.Open(ctx, ownreads.Config{Dir: dir, Tenant: tenant, Reader: localUser(), UserAgent: "recorder/" + record.Build})
 	if err != nil {
 		if errors.Is(err, fs.ErrPermission) {
 			err = fmt.Errorf("%w (--reads DIR names another folder)", err)
@@ -115,7 +115,7 @@ func (r *reads) Close(ctx context.Context) error {
 	if r == nil {
 		return nil
 	}
-	if err := r.log.Close(ctx); err != nil && !errors.Is(err, local.ErrBehind) {
+	if err := r.log.Close(ctx); err != nil && !errors.Is(err, ownreads.ErrBehind) {
 		return err
 	}
 	return nil

@@ -1,4 +1,4 @@
-// Package local puts on record what somebody reads with a keyset of his own,
+// Package ownreads puts on record what somebody reads with a keyset of his own,
 // with no service between him and the vault.
 //
 // The rule of this folder is that of package access: nothing of a record leaves
@@ -18,7 +18,7 @@
 // Each process has an epoch of its own, of the gateway local-N, which cites the
 // one before. A process that is killed leaves its records durable in its
 // journal; the next one brings them into the vault.
-package local
+package ownreads
 
 import (
 	"context"
