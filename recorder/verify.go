@@ -54,6 +54,7 @@ that the sink's log has the epoch's checkpoint, with --witness that a quorum cos
 
 Exit code 0: sound. 1: not sound; the first record that is wrong is named, with its
 segment, sequence and byte. 2: wrong arguments. 3: the vault could not be read.
+A tail that was lost with its gateway's disk is reported with how far it was salvaged.
 A data key that was erased, or is missing, is reported, and is no fault of the records:
 each of them is there. So is a clock that was set back.
 
@@ -258,6 +259,16 @@ func verifyText(r *ledger.Report, dir, keyset string) string {
 	b.WriteString(logText(r.Log))
 	x := r.Exchanges
 	row("exchanges", "%d: %d ended, %d interrupted, %d pending", x.Total, x.Ended, x.Interrupted, x.Pending)
+	for _, l := range r.LostTails {
+		why := "the gateway's next epoch " + l.Successor + " does not have it"
+		if l.Successor == "" {
+			why = "given up by " + l.By + ": " + l.Reason
+		}
+		if l.Aside > 0 {
+			why += fmt.Sprintf("; %d records kept aside, not proven", l.Aside)
+		}
+		row("lost tail", "%s", oneLine(fmt.Sprintf("%s of gateway %s, salvaged up to sequence %d, %d exchanges without an end: %s", l.Epoch, l.Gateway, l.Sequence, l.Exchanges, why)))
+	}
 	if r.Accesses > 0 {
 		row("accesses", "%d records of reading", r.Accesses)
 	}

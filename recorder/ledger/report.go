@@ -29,6 +29,7 @@ const (
 	EpochWrong      Code = "epoch_wrong"      // an epoch's first record does not cite what the vault holds
 	TailLost        Code = "tail_lost"        // an epoch ended neither in order nor by the citation of the next
 	ExpiryWrong     Code = "expiry_wrong"     // an expiry note does not fit what is there, or speaks of what has not expired
+	SalvageWrong    Code = "salvage_wrong"    // a note about a lost tail does not fit what is there
 	ErasureWrong    Code = "erasure_wrong"    // an erasure's note, or a tombstone, is not what it must be
 	ExchangeUnended Code = "exchange_unended" // an exchange that a crash cut off was never closed by a later epoch
 
@@ -128,6 +129,9 @@ type Report struct {
 	Opened bool `json:"opened"`
 	// Expired sums up what is not here any more because its retention is over.
 	Expired Expired `json:"expired"`
+	// LostTails are epochs whose journal was lost, and which end where what had
+	// come of them ends.
+	LostTails []LostTail `json:"lost_tails,omitempty"`
 	// KeysErased counts data keys that records were sealed with and that were
 	// erased, as a note says; Erasures are all that there are.
 	KeysErased int64     `json:"keys_erased"`
@@ -191,6 +195,8 @@ type Exchanges struct {
 	Interrupted int64 `json:"interrupted"`
 	// Pending are open at the end of what their gateway delivered.
 	Pending int64 `json:"pending"`
+	// Lost were open where their gateway's journal was lost: no outcome comes.
+	Lost int64 `json:"lost,omitempty"`
 }
 
 // Missing says that a data key is not in the vault.

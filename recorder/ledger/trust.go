@@ -442,10 +442,10 @@ func (c *verifier) openRecord(e *epoch, o *record.Open, at place) {
 }
 
 // clocks notes where a gateway's time goes back from one epoch to the next.
-func (c *verifier) clocks(epochs []*epoch) {
+func (c *verifier) clocks(epochs []*epoch, next map[record.Epoch]*epoch) {
 	for i, e := range epochs[1:] {
 		before := epochs[i]
-		if e.opened != nil && !before.time.IsZero() && e.opened.Opened.Before(before.time) {
+		if next[before.id] == e && e.opened != nil && !before.time.IsZero() && e.opened.Opened.Before(before.time) {
 			c.notice(ClockStep, place{name: e.first, seq: 1}, "the epoch was opened at %s, the last record of the epoch before, %s, is of %s: the gateway's clock was set back", e.opened.Opened.UTC().Format(time.RFC3339Nano), before.id, before.time.Format(time.RFC3339Nano))
 		}
 	}

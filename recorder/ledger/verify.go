@@ -167,6 +167,7 @@ type verifier struct {
 	closers  map[record.ID]place
 	keys     *seen
 	erasures erasures
+	salvages map[record.Epoch]*salvage
 	now      time.Time
 	// gone are epochs of which nothing is left, with the last record that is
 	// known to have expired.
@@ -555,6 +556,9 @@ func canonical(f *record.Frame) bool {
 
 // finish judges what only the whole vault shows: how epochs follow each other.
 func (c *verifier) finish() error {
+	if err := c.readSalvage(); err != nil {
+		return err
+	}
 	next := map[record.Epoch]*epoch{} // who cites whom
 	for i := 0; i < len(c.listed); i++ {
 		if err := c.cites(c.listed[i], next); err != nil {
@@ -695,10 +699,29 @@ func succession(epochs []*epoch, next map[record.Epoch]*epoch) []*epoch {
 			out = append(out, e)
 		}
 	}
+	// Journals one after another: a folder that was not there for a while, with
+	// another in its place, ends later than it, though it began before.
+	var first []*epoch
 	for _, e := range epochs {
 		if !cited[e] {
-			follow(e)
+			first = append(first, e)
 		}
+	}
+	end := func(e *epoch) *epoch {
+		for range epochs { // no ring is endless
+			if next[e.id] == nil {
+				break
+			}
+			e = next[e.id]
+		}
+		return e
+	}
+	slices.SortStableFunc(first, func(a, b *epoch) int {
+		x, y := end(a), end(b)
+		return slices.Compare(x.id[:], y.id[:])
+	})
+	for _, e := range first {
+		follow(e)
 	}
 	for _, e := range epochs {
 		follow(e) // what is left cites itself in a ring
@@ -718,10 +741,16 @@ func (c *verifier) gateway(name string, epochs []*epoch, next map[record.Epoch]*
 	var leftOf *epoch
 	for i, e := range epochs {
 		g.Records += e.records
-		if i < len(epochs)-1 && !e.closed && !e.damaged && next[e.id] == nil {
+		c.missedTail(e)
+		lost := !e.closed && next[e.id] == nil && c.lostTail(e)
+		if i < len(epochs)-1 && !e.closed && !e.damaged && next[e.id] == nil && !lost {
 			// Where the next epoch's first record has expired, so has its citation.
 			if after := epochs[i+1]; after.opened != nil || !after.gone {
-				c.find(TailLost, place{name: e.last, seq: e.next - 1}, "the epoch's end is not proven: it has no close record, and the gateway's next epoch %s does not cite it, so records after this one may be lost", after.id)
+				salvage := ""
+				if s := c.salvages[e.id]; s != nil && s.cut {
+					salvage = "; a salvage has begun and is not complete"
+				}
+				c.find(TailLost, place{name: e.last, seq: e.next - 1}, "the epoch's end is not proven: it has no close record, and the gateway's next epoch %s does not cite it, so records after this one may be lost%s", after.id, salvage)
 			}
 		}
 		// Recovery's outcomes that could not be read close as many as there
@@ -736,6 +765,10 @@ func (c *verifier) gateway(name string, epochs []*epoch, next map[record.Epoch]*
 			c.report.Exchanges.Pending += int64(len(left))
 			left = nil
 		}
+		if lost { // with their outcomes, if they had any
+			c.report.Exchanges.Lost += int64(len(e.open))
+			continue
+		}
 		seqs := slices.Sorted(maps.Keys(e.open))
 		if len(seqs) > 0 && len(left) == 0 {
 			leftOf = e
@@ -746,7 +779,7 @@ func (c *verifier) gateway(name string, epochs []*epoch, next map[record.Epoch]*
 	}
 	c.report.Exchanges.Pending += int64(len(left))
 	g.pending = len(left)
-	c.clocks(epochs)
+	c.clocks(epochs, next)
 	end := epochs[len(epochs)-1]
 	g.Last, g.Sequence, g.Head = end.id.String(), end.next-1, hex.EncodeToString(end.head[:])
 	g.Complete, g.Closed = end.complete, end.closed

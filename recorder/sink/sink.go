@@ -83,6 +83,8 @@ type Stats struct {
 	Keys                     uint64 // key frames stored, those already there included
 	Duplicates               uint64 // frames that came again and were dropped
 	Erased                   uint64 // key frames refused, for their key was erased
+	Salvaged                 uint64 // segments that end where a journal was lost
+	Aside                    uint64 // records that could not be chained
 	Alarms                   uint64
 }
 
@@ -91,7 +93,7 @@ type Sink struct {
 	c     Config
 	log   *slog.Logger
 	stats struct {
-		segments, records, bytes, keys, duplicates, erased, alarms atomic.Uint64
+		segments, records, bytes, keys, duplicates, erased, salvaged, aside, alarms atomic.Uint64
 	}
 
 	mu      sync.Mutex
@@ -151,7 +153,8 @@ func (s *Sink) Stats() Stats {
 	c := &s.stats
 	return Stats{
 		Segments: c.segments.Load(), Records: c.records.Load(), Bytes: c.bytes.Load(),
-		Keys: c.keys.Load(), Duplicates: c.duplicates.Load(), Erased: c.erased.Load(), Alarms: c.alarms.Load(),
+		Keys: c.keys.Load(), Duplicates: c.duplicates.Load(), Erased: c.erased.Load(),
+		Salvaged: c.salvaged.Load(), Aside: c.aside.Load(), Alarms: c.alarms.Load(),
 	}
 }
 
@@ -228,8 +231,13 @@ type stream struct {
 	// checked says that a checkpoint for seq is in the spool.
 	checked bool
 	day     string // of the segment's first record
+	lastDay string // of the vault's last segment when the stream began
 	classes map[string]*held
 	spool   *spool
+	sure    sure
+	// decided is where the segment ends, where a sink has decided that.
+	decided   *vault.Salvage
+	salvaging bool // another sink may store the segment with the gateway's cut
 }
 
 // resume finds where the vault's segments of the epoch end.
@@ -248,14 +256,15 @@ func (st *stream) resume(ctx context.Context) error {
 			}
 			return fmt.Errorf("sink: %w", err)
 		}
-		st.durable, st.base = id.Last, head
+		st.durable, st.base, st.lastDay = id.Last, head, id.Day
 		// Whoever stored it may not have come to log it.
 		if err := st.toLog(ctx, id.First, &end); err != nil {
 			return err
 		}
 	}
 	st.seq, st.head = st.durable, st.base
-	return nil
+	st.decided, err = st.decision(ctx)
+	return err
 }
 
 // lastSegment lists day after day, from now back to the epoch's opening; a day
@@ -429,6 +438,9 @@ func (st *stream) leaf(f *record.Frame) error {
 	case f.Sequence > st.seq+1:
 		return st.wrong(fmt.Errorf("record %d came, but %d is next (the vault holds the epoch up to %d): records are missing or out of order", f.Sequence, st.seq+1, st.durable))
 	}
+	if d := st.decided; d != nil && f.Sequence > d.Last {
+		return st.forked()
+	}
 	if st.seq == st.durable {
 		if err := st.spool.reset(); err != nil {
 			return fmt.Errorf("sink: spool: %w", err)
@@ -517,10 +529,20 @@ func (st *stream) checkpoint(ctx context.Context, f *record.Frame) error {
 	}
 	st.checked = true
 	if !cut {
-		return nil
+		st.remember(f)
+		return st.follow(ctx)
 	}
 	if err := st.logs(f); err != nil {
 		return err
+	}
+	if st.decided != nil { // and the records up to there are not in the vault yet
+		return st.forked()
+	}
+	switch d, err := st.decision(ctx); {
+	case err != nil:
+		return err
+	case d != nil:
+		return fmt.Errorf("sink: epoch %s, record %d: %w", st.epoch, d.Last, errDecided)
 	}
 	first := st.durable + 1
 	if err := st.store(ctx); err != nil {
@@ -632,7 +654,7 @@ func (st *stream) write(ctx context.Context, class string, part bool) (int64, er
 
 func (st *stream) create(ctx context.Context, name string, r io.Reader) error {
 	err := st.sink.c.Vault.Create(ctx, name, r)
-	if errors.Is(err, vault.ErrConflict) {
+	if errors.Is(err, vault.ErrConflict) && !st.salvaging {
 		return st.sink.stop(st, err)
 	}
 	if err != nil {

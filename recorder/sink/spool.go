@@ -107,6 +107,30 @@ func (s *spool) content() (io.Reader, error) {
 	return io.NewSectionReader(s.data, 0, s.size), nil
 }
 
+// from returns what was appended from an offset on.
+func (s *spool) from(offset int64) ([]byte, error) {
+	if err := s.dataW.Flush(); err != nil {
+		return nil, err
+	}
+	return io.ReadAll(io.NewSectionReader(s.data, offset, s.size-offset))
+}
+
+// truncate drops what was appended from an offset on. Marks stay.
+func (s *spool) truncate(size int64) error {
+	if err := s.dataW.Flush(); err != nil {
+		return err
+	}
+	if err := s.data.Truncate(size); err != nil {
+		return err
+	}
+	if _, err := s.data.Seek(size, io.SeekStart); err != nil {
+		return err
+	}
+	s.dataW.Reset(s.data)
+	s.size = size
+	return nil
+}
+
 func (s *spool) close() {
 	for _, f := range []*os.File{s.data, s.marks} {
 		if f != nil {

@@ -127,6 +127,32 @@ type Stream interface {
 	End()
 }
 
+// Salvage says how far a lost tail was salvaged.
+type Salvage struct {
+	Over bool   // it is certain that the epoch's journal is lost
+	Held uint64 // as of [Stream]
+	Done bool   // a note says that the epoch ends with Held
+}
+
+// Salvager is a [Stream] that can end an epoch whose journal was lost. A transport
+// that keeps frames itself calls it when nothing has come for long.
+type Salvager interface {
+	// Salvage makes durable what was taken up to the last checkpoint, where it is
+	// certain that the gateway will make no cut there. With aside, what was taken
+	// behind it is kept too, as what it is. Where Over is false nothing was done;
+	// else the stream is to be ended.
+	Salvage(ctx context.Context, aside bool) (Salvage, error)
+	// Aside keeps frames, back to back, that cannot follow on what was taken.
+	Aside(ctx context.Context, frames []byte) error
+}
+
+// Heir is a [Receiver] that knows which epochs an epoch has left without an end.
+type Heir interface {
+	// Lost returns the earlier epochs of the gateway that the epoch's journal
+	// does not hold any more, and whose end nothing shows yet.
+	Lost(ctx context.Context, gateway string, epoch record.Epoch) ([]record.Epoch, error)
+}
+
 // ErrRefused is wrapped by errors of a [Receiver] that end an epoch but not the
 // connection: the epoch's evidence is wrong, other epochs are not concerned.
 var ErrRefused = errors.New("epoch is refused")

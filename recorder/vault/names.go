@@ -200,3 +200,9 @@ func ParseKeyName(name string) (record.Epoch, record.KeyID, error) {
 	copy(id[:], b)
 	return e, id, nil
 }
+
+// GatewayPrefix returns what the names of a gateway's segments of one day begin
+// with.
+func GatewayPrefix(day, gateway string) string {
+	return SegmentsPrefix + dayPrefix + day + "/" + gateway + "/"
+}

@@ -25,7 +25,13 @@ const (
 	defaultGap         = 20 * time.Second
 	defaultIdle        = 2 * time.Minute
 	defaultRefresh     = time.Hour
-	maxGap             = 10 * time.Minute
+	defaultSalvage     = 10 * time.Minute
+	// defaultAside is longer than any lease on a message, so what has not come
+	// by then is not there.
+	defaultAside = 3 * time.Hour
+	// salvageTime bounds one look at an epoch that may be lost.
+	salvageTime = 2 * time.Minute
+	maxGap      = 10 * time.Minute
 	// lastNacks is how long a server that ends gives messages back.
 	lastNacks = 3 * time.Second
 	// nackPause keeps a message that nobody can use from coming at once again.
@@ -65,7 +71,13 @@ type ServerConfig struct {
 	Idle time.Duration
 	// Refresh is when the messages of an epoch that waits for the end of its
 	// segment are given back once, for another sink may have stored it, 1 h.
-	Refresh    time.Duration
+	Refresh time.Duration
+	// Salvage is how long nothing new of an epoch must have come before it is
+	// asked whether its journal is lost, and between two times, 10 min; below 0
+	// it is not asked. Aside is how long before what cannot be chained is kept
+	// aside, 3 h: it is to be longer than another sink's lease on a message.
+	Salvage    time.Duration
+	Aside      time.Duration
 	MinBackoff time.Duration // 200 ms
 	MaxBackoff time.Duration // 10 s
 
@@ -84,6 +96,7 @@ type ServerStats struct {
 	Poison          uint64 // that are none of a gateway's
 	Gaps            uint64 // asked for
 	StoodDown       uint64 // epochs left to another sink for a while
+	Lost            uint64 // epochs whose journal is lost, and which now end
 	Ahead           int64  // bytes now waiting for something before them
 	Outstanding     int64  // bytes now not acknowledged, those in the spool included
 	Epochs          int
@@ -103,7 +116,7 @@ type Server struct {
 	ahead, outstanding atomic.Int64
 	lastMessage        atomic.Int64 // Unix nanoseconds
 	stats              struct {
-		messages, bytes, duplicates, returned, poison, gaps, stoodDown atomic.Uint64
+		messages, bytes, duplicates, returned, poison, gaps, stoodDown, lost atomic.Uint64
 	}
 
 	mu     sync.Mutex
@@ -130,6 +143,8 @@ func NewServer(ctx context.Context, c ServerConfig) (*Server, error) {
 	orDefault(&c.Gap, defaultGap)
 	orDefault(&c.Idle, defaultIdle)
 	orDefault(&c.Refresh, defaultRefresh)
+	orDefault(&c.Salvage, defaultSalvage)
+	orDefault(&c.Aside, defaultAside)
 	orDefault(&c.MinBackoff, defaultMinBackoff)
 	orDefault(&c.MaxBackoff, max(defaultMaxBackoff, c.MinBackoff))
 	c.Subscriptions = slices.Clone(c.Subscriptions)
@@ -155,7 +170,7 @@ func (s *Server) Stats() ServerStats {
 	s.mu.Unlock()
 	return ServerStats{
 		Messages: c.messages.Load(), Bytes: c.bytes.Load(), Duplicates: c.duplicates.Load(), Returned: c.returned.Load(), Poison: c.poison.Load(),
-		Gaps: c.gaps.Load(), StoodDown: c.stoodDown.Load(), Ahead: s.ahead.Load(), Outstanding: s.outstanding.Load(), Epochs: n,
+		Gaps: c.gaps.Load(), StoodDown: c.stoodDown.Load(), Lost: c.lost.Load(), Ahead: s.ahead.Load(), Outstanding: s.outstanding.Load(), Epochs: n,
 	}
 }
 
@@ -250,7 +265,7 @@ func (s *Server) take(ctx context.Context, m *gcp.Message) {
 		s.back(m)
 		return
 	}
-	e := s.epoch(f)
+	e := s.epoch(epochKey{f.gateway, f.epoch})
 	if e == nil {
 		s.back(m)
 		return
@@ -316,17 +331,16 @@ func (s *Server) worked() {
 }
 
 // epoch returns the state of a message's epoch, nil when the server is closed.
-func (s *Server) epoch(f *frames) *epoch {
+func (s *Server) epoch(k epochKey) *epoch {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return nil
 	}
-	k := epochKey{f.gateway, f.epoch}
 	e := s.epochs[k]
 	if e == nil {
 		now := time.Now()
-		e = &epoch{s: s, key: k, seen: now, progress: now, downWait: s.c.Gap}
+		e = &epoch{s: s, key: k, seen: now, progress: now, fresh: now, downWait: s.c.Gap}
 		s.epochs[k] = e
 	}
 	return e
@@ -379,6 +393,7 @@ func (s *Server) maintain(ctx context.Context) {
 				continue // it is at work
 			}
 			e.maintain()
+			e.salvage(ctx)
 			if e.bytes > size {
 				largest, size = e, e.bytes
 			}
@@ -389,6 +404,43 @@ func (s *Server) maintain(ctx context.Context) {
 				"outstanding", s.outstanding.Load(), "gateway", largest.key.gateway, "epoch", largest.key.epoch, "bytes", size)
 			largest.give()
 			largest.mu.Unlock()
+		}
+		s.inherit(ctx, all)
+	}
+}
+
+// inherit asks for the epochs that an epoch's gateway has lost, once for each.
+func (s *Server) inherit(ctx context.Context, all []*epoch) {
+	heir, ok := s.receiver.(transport.Heir)
+	if !ok || s.c.Salvage < 0 {
+		return
+	}
+	for _, e := range all {
+		if !e.mu.TryLock() {
+			continue
+		}
+		ask := !e.asked && e.stream != nil && e.held > 0
+		e.asked = e.asked || ask
+		e.mu.Unlock()
+		if !ask {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(ctx, salvageTime)
+		lost, err := heir.Lost(ctx, e.key.gateway, e.key.epoch)
+		cancel()
+		if err != nil {
+			s.log.Warn("transport: the gateway's earlier epochs were not looked through, will try again", "gateway", e.key.gateway, "epoch", e.key.epoch, "error", err)
+			e.mu.Lock()
+			e.asked = false
+			e.mu.Unlock()
+			continue
+		}
+		for _, id := range lost {
+			if old := s.epoch(epochKey{e.key.gateway, id}); old != nil {
+				old.mu.Lock()
+				old.lost = true
+				old.mu.Unlock()
+			}
 		}
 	}
 }
@@ -432,6 +484,12 @@ type epoch struct {
 	down     time.Time // left to another sink until then
 	downWait time.Duration
 	gone     bool // no more in the server's map
+
+	best  position  // at was never beyond it
+	fresh time.Time // something came that had not come before
+	tried time.Time // to salvage it
+	lost  bool      // a later epoch's journal does not have it
+	asked bool      // for the epochs before it
 }
 
 // take handles a message of the epoch.
@@ -455,7 +513,7 @@ func (e *epoch) take(ctx context.Context, f *frames, m *gcp.Message) {
 		if !e.at.less(e.known) {
 			e.progress = now // there is more to come from now on
 		}
-		e.known = f.upto
+		e.known, e.fresh = f.upto, now
 	}
 	if !f.ask {
 		e.insert(entry{*f, m})
@@ -463,6 +521,9 @@ func (e *epoch) take(ctx context.Context, f *frames, m *gcp.Message) {
 	err := e.begin(ctx)
 	if err == nil {
 		err = e.advance(ctx)
+	}
+	if e.best.less(e.at) {
+		e.best, e.fresh = e.at, now
 	}
 	switch {
 	case err == nil:
@@ -691,7 +752,7 @@ func (e *epoch) maintain() {
 	now := time.Now()
 	since := func(t time.Time) time.Duration { return now.Sub(t) }
 	switch {
-	case len(e.ahead) == 0 && len(e.taken) == 0 && since(e.seen) > e.s.c.Idle:
+	case len(e.ahead) == 0 && len(e.taken) == 0 && !e.lost && since(e.seen) > e.s.c.Idle:
 		e.give()
 		e.gone = true
 		e.s.mu.Lock()
@@ -757,4 +818,110 @@ func (e *epoch) missing() []gap {
 		gaps = append(gaps, gap{at, e.known})
 	}
 	return gaps
+}
+
+// salvage ends an epoch of which nothing new comes, where it is certain that its
+// gateway will not end it.
+func (e *epoch) salvage(ctx context.Context) {
+	now := time.Now()
+	quiet := now.Sub(e.fresh)
+	switch {
+	case e.gone, e.refused != nil, e.s.c.Salvage < 0, quiet < e.s.c.Salvage, now.Sub(e.tried) < e.s.c.Salvage, now.Before(e.down), e.s.isClosed():
+		return
+	case !e.lost && len(e.taken) == 0 && len(e.ahead) == 0:
+		return
+	case now.Sub(e.seen) < e.s.c.Gap/2: // what was given back is coming again
+		return
+	}
+	e.tried = now
+	ctx, cancel := context.WithTimeout(ctx, salvageTime)
+	defer cancel()
+	err := e.begin(ctx)
+	if err == nil {
+		err = e.end(ctx, quiet >= e.s.c.Aside)
+	}
+	switch {
+	case err == nil:
+		return
+	case errors.Is(err, transport.ErrRefused):
+		e.refused = err
+	case errors.Is(err, transport.ErrStop):
+		e.s.cancel(err)
+	default:
+		e.s.failed()
+	}
+	e.s.log.Error("transport: a lost epoch was not salvaged", "gateway", e.key.gateway, "epoch", e.key.epoch, "error", err)
+	e.give()
+}
+
+// end salvages, and with aside keeps aside what cannot be chained.
+func (e *epoch) end(ctx context.Context, aside bool) error {
+	st, ok := e.stream.(transport.Salvager)
+	if !ok {
+		return nil
+	}
+	r, err := st.Salvage(ctx, aside)
+	e.held = max(e.held, r.Held)
+	if err != nil || !r.Over {
+		if err == nil {
+			e.lost = false // it was cited after all, or that is not known yet
+		}
+		return err
+	}
+	e.settle()
+	left := 0
+	if aside {
+		for _, body := range e.bodies() {
+			if err := st.Aside(ctx, body); err != nil {
+				return err
+			}
+		}
+		for len(e.ahead) > 0 {
+			e.remove(0).msg.Ack()
+		}
+		for _, t := range e.taken {
+			e.count(-int(t.bytes))
+			t.msg.Ack()
+		}
+		e.taken = nil
+	} else {
+		left = len(e.ahead) + len(e.taken)
+	}
+	if r.Done {
+		e.lost = false
+	}
+	e.s.stats.lost.Add(1)
+	e.s.log.Warn("transport: the journal of an epoch is lost; what came of it is in the vault", "gateway", e.key.gateway, "epoch", e.key.epoch, "sequence", e.held, "messages_left", left)
+	if e.sender != "" {
+		e.s.tell(answer{kind: typeHeld, gateway: e.sender, epoch: e.key.epoch, sequence: e.held})
+	}
+	e.give()
+	return nil
+}
+
+// bodies returns what waits for a gap, whole bodies only: a piece alone is no
+// frame, and was never confirmed to its gateway.
+func (e *epoch) bodies() [][]byte {
+	var out [][]byte
+	for i := 0; i < len(e.ahead); {
+		n := &e.ahead[i]
+		var body []byte
+		if n.upto == e.partUpto && n.size == e.partSize {
+			body = append(body, e.part...)
+		}
+		for ; i < len(e.ahead) && e.ahead[i].upto == n.upto && e.ahead[i].size == n.size && e.ahead[i].offset <= len(body); i++ {
+			if end := e.ahead[i].offset + len(e.ahead[i].msg.Data); end > len(body) {
+				body = append(body, e.ahead[i].msg.Data[len(body)-e.ahead[i].offset:]...)
+			}
+		}
+		if len(body) == n.size {
+			out = append(out, body)
+			continue
+		}
+		e.s.log.Error("transport: pieces of a record came, and not all; they are dropped", "gateway", e.key.gateway, "epoch", e.key.epoch, "upto", n.upto.String())
+		for i < len(e.ahead) && e.ahead[i].upto == n.upto {
+			i++
+		}
+	}
+	return out
 }
