@@ -51,6 +51,7 @@ func commands() []command {
 		{"login", "keep a token for a service that reads", loginCommand},
 		{"verify", "prove that a vault's records are whole and unchanged", verifyCommand},
 		{"vault", "make a vault's buckets or folder, or check them", vaultCommand},
+		{"salvage", "give up an epoch whose gateway will not come back", salvageCommand},
 		{"hold", "keep records beyond their retention", holdCommand},
 		{"erase", "make what was recorded unreadable for good", eraseCommand},
 		{"expire", "delete what is past its retention", expireCommand},

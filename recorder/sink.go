@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
+	"time"
 
 	"verbatim.dev/recorder/sink"
 	"verbatim.dev/recorder/vault/place"
@@ -28,6 +29,11 @@ Credentials, and acknowledges a message when the vault holds what it carries. At
 start it checks subscriptions, dead-letter topics, the answers' topic and its
 permissions, and says with which command to repair what is wrong. Run one sink for a
 subscription: two get in each other's way, though what they write is right.
+
+A gateway whose disk is lost leaves records in Pub/Sub that it will never cut. Once a later
+epoch of that gateway shows it, or "recorder salvage" says so, and nothing new has come
+for --salvage-after, they come into the vault up to their last signed checkpoint. What
+cannot be chained, because records before it have not come, is kept aside, under salvage/.
 
 With --log-key it keeps a log of its own in the vault, under log/: the checkpoint that
 each stored segment ends with, in a Merkle tree that is signed with that key. Every
@@ -56,6 +62,7 @@ func sinkCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (
 	subscriptions := f.String("pubsub", "", "instead of --listen: `SUBSCRIPTIONS` to read, projects/PROJECT/subscriptions/ID, with commas between")
 	ackTopic := f.String("ack-topic", "", "with --pubsub: the `TOPIC` for answers to gateways, projects/PROJECT/topics/ID")
 	outstanding := f.Int("outstanding", 256, "with --pubsub: `MIB` of messages to hold without acknowledgement, for each subscription: more than all gateways' unfinished segments")
+	salvage := f.Duration("salvage-after", 10*time.Minute, "with --pubsub: how long nothing of an epoch must have come before a lost tail is salvaged, `DURATION`; 0: never")
 	spool := f.String("spool", "", "folder `DIR` for segments that are not whole yet, best on the vault's disk (default: .spool in a vault that is a folder)")
 	var o logFlags
 	f.logFlags(&o)
@@ -69,6 +76,10 @@ func sinkCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (
 	if err != nil {
 		return err
 	}
+	if *salvage < 0 {
+		return &usageError{"sink: --salvage-after must not be below 0", f.see()}
+	}
+	source.salvage = *salvage
 	logConfig, err := f.logConfig(&o)
 	if err != nil {
 		return err

@@ -22,6 +22,9 @@ type source struct {
 	subscriptions []string
 	ackTopic      string
 	outstanding   int // bytes
+	// salvage is how long nothing of an epoch must have come before it is asked
+	// whether its journal is lost; 0: never.
+	salvage time.Duration
 }
 
 // sinkServer is the sink's end of a transport.
@@ -86,7 +89,11 @@ func (s source) open(ctx context.Context, log *slog.Logger) (sinkServer, error) 
 	case err != nil:
 		return nil, err
 	}
+	salvage := s.salvage
+	if salvage == 0 {
+		salvage = -1
+	}
 	return pubsub.NewServer(ctx, pubsub.ServerConfig{
-		Project: s.project, Subscriptions: s.subscriptions, AckTopic: s.ackTopic, Outstanding: s.outstanding, Logger: log,
+		Project: s.project, Subscriptions: s.subscriptions, AckTopic: s.ackTopic, Outstanding: s.outstanding, Salvage: salvage, Logger: log,
 	})
 }

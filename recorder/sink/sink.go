@@ -90,9 +90,11 @@ type Stats struct {
 
 // Sink is a [transport.Receiver].
 type Sink struct {
-	c     Config
-	log   *slog.Logger
-	stats struct {
+	c   Config
+	log *slog.Logger
+	// create makes the spool's files.
+	create func(dir string) (spoolFile, error)
+	stats  struct {
 		segments, records, bytes, keys, duplicates, erased, salvaged, aside, alarms atomic.Uint64
 	}
 
@@ -138,7 +140,7 @@ func New(c Config) (*Sink, error) {
 			return nil, fmt.Errorf("sink: spool: %w", err)
 		}
 	}
-	return &Sink{c: c, log: c.Logger, streams: map[streamKey]*stream{}}, nil
+	return &Sink{c: c, log: c.Logger, create: tempFile, streams: map[streamKey]*stream{}}, nil
 }
 
 // Err returns why the sink stopped, nil while it works.
@@ -181,7 +183,7 @@ func (s *Sink) Begin(ctx context.Context, gateway string, epoch record.Epoch) (t
 	}
 	err := st.resume(ctx)
 	if err == nil {
-		st.spool, err = newSpool(s.c.Spool)
+		st.spool, err = newSpool(s.c.Spool, s.create)
 	}
 	if err != nil {
 		st.close(err)

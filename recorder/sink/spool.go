@@ -21,26 +21,42 @@ const (
 // whether a checkpoint followed. So a frame that comes again can be compared
 // however long the segment is, with no more memory than the buffers.
 type spool struct {
-	data, marks     *os.File
+	data, marks     spoolFile
 	dataW, marksW   *bufio.Writer
 	size, markCount int64
 }
 
-func newSpool(dir string) (*spool, error) {
+// spoolFile is the part of [os.File] that a spool needs.
+type spoolFile interface {
+	io.Writer
+	io.ReaderAt
+	io.Seeker
+	io.Closer
+	Truncate(size int64) error
+}
+
+// tempFile makes a file that has no name.
+func tempFile(dir string) (spoolFile, error) {
+	file, err := os.CreateTemp(dir, spoolPattern)
+	if err != nil {
+		return nil, err
+	}
+	err = os.Remove(file.Name())
+	if err != nil && !errors.Is(err, os.ErrNotExist) { // a sink that starts cleaned it away
+		return nil, errors.Join(err, file.Close())
+	}
+	return file, nil
+}
+
+func newSpool(dir string, create func(dir string) (spoolFile, error)) (*spool, error) {
 	s := &spool{}
-	for _, f := range []**os.File{&s.data, &s.marks} {
-		file, err := os.CreateTemp(dir, spoolPattern)
-		if err == nil {
-			*f = file
-			err = os.Remove(file.Name())
-			if errors.Is(err, os.ErrNotExist) { // a sink that starts cleaned it away
-				err = nil
-			}
-		}
+	for _, f := range []*spoolFile{&s.data, &s.marks} {
+		file, err := create(dir)
 		if err != nil {
 			s.close()
 			return nil, fmt.Errorf("sink: spool: %w", err)
 		}
+		*f = file
 	}
 	s.dataW = bufio.NewWriterSize(s.data, spoolBuffer)
 	s.marksW = bufio.NewWriterSize(s.marks, spoolBuffer)
@@ -49,7 +65,7 @@ func newSpool(dir string) (*spool, error) {
 
 // reset begins a new segment.
 func (s *spool) reset() error {
-	for _, f := range []*os.File{s.data, s.marks} {
+	for _, f := range []spoolFile{s.data, s.marks} {
 		if err := f.Truncate(0); err != nil {
 			return err
 		}
@@ -132,7 +148,7 @@ func (s *spool) truncate(size int64) error {
 }
 
 func (s *spool) close() {
-	for _, f := range []*os.File{s.data, s.marks} {
+	for _, f := range []spoolFile{s.data, s.marks} {
 		if f != nil {
 			_ = f.Close()
 		}

@@ -164,7 +164,7 @@ func (g *Gateway) Begin() {
 	for _, d := range left {
 		g.put(d, g.next)
 	}
-	g.commit(false)
+	g.commit()
 }
 
 // Append stores the drafts as one commit.
@@ -177,7 +177,7 @@ func (g *Gateway) Append(drafts ...record.Draft) record.ID {
 		}
 		g.put(d, exchange)
 	}
-	g.commit(false)
+	g.commit()
 	exchange := drafts[0].Exchange
 	if exchange == 0 {
 		exchange = begun
@@ -228,8 +228,8 @@ func (g *Gateway) put(d record.Draft, exchange uint64) {
 	g.next++
 }
 
-func (g *Gateway) commit(cut bool) {
-	c := must(record.Checkpoint(record.Statement{Gateway: g.Name, Epoch: g.Epoch, Size: g.next - 1, Root: g.tree.Root(), Head: g.head, Time: g.Now}, g.key.Signer(), cut))
+func (g *Gateway) commit() {
+	c := must(record.Checkpoint(record.Statement{Gateway: g.Name, Epoch: g.Epoch, Size: g.next - 1, Root: g.tree.Root(), Head: g.head, Time: g.Now}, g.key.Signer(), false))
 	must(c.Encode(nil))
 	g.segment = append(g.segment, c)
 }
@@ -239,7 +239,14 @@ func (g *Gateway) Cut() {
 	if g.next == g.first {
 		return
 	}
-	g.commit(true)
+	c := must(record.Checkpoint(record.Statement{Gateway: g.Name, Epoch: g.Epoch, Size: g.next - 1, Root: g.tree.Root(), Head: g.head, Time: g.Now}, g.key.Signer(), true))
+	g.cut(c)
+}
+
+// cut ends the segment with the checkpoint.
+func (g *Gateway) cut(end record.Frame) {
+	must(end.Encode(nil))
+	g.segment = append(g.segment, end)
 	last := map[string]time.Time{}
 	count := map[string]uint64{}
 	for _, f := range g.segment {
@@ -293,6 +300,27 @@ func (g *Gateway) Crash() {
 func root(t record.Tree) string {
 	r := t.Root()
 	return hex.EncodeToString(r[:])
+}
+
+// Lose ends the epoch with the loss of the gateway's disk: the next one begins in
+// an empty journal, and does not know of it. What is not cut is salvaged, as the
+// sink does, with a note, unless drop is set.
+func (g *Gateway) Lose(drop bool) {
+	first := g.first
+	if !drop && g.next > first {
+		last := g.segment[len(g.segment)-1]
+		g.cut(must(record.Recut(&last)))
+	}
+	g.segment, g.end, g.open = nil, nil, nil
+	if !drop {
+		g.Salvaged(g.Epoch, g.first-1, g.from)
+	}
+}
+
+// Salvaged puts a note into the vault that says where a lost epoch ends.
+func (g *Gateway) Salvaged(e record.Epoch, last uint64, head record.ChainHead) {
+	n := vault.Salvage{Version: 1, Kind: vault.SalvageEnd, Gateway: g.Name, Epoch: e.String(), Last: last, Head: vault.Hex(head)}
+	g.Vault.Files[must(n.Name())] = must(n.Marshal())
 }
 
 // Close ends the epoch in order.

@@ -236,4 +236,3 @@ func TestLostJournalComesBack(t *testing.T) {
 		t.Errorf("stats %+v", s.Stats())
 	}
 }
-

@@ -1,0 +1,143 @@
+package ledger_test
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"verbatim.dev/recorder/ledger"
+	"verbatim.dev/recorder/ledger/ledgertest"
+	"verbatim.dev/recorder/record"
+	"verbatim.dev/recorder/vault"
+)
+
+func lostVault(t *testing.T) (v *ledgertest.Vault, g *ledgertest.Gateway, lost record.Epoch, receipts []record.Receipt, trust *ledger.Trust) {
+	t.Helper()
+	v = ledgertest.New()
+	tenant, err := record.NewTenant()
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := tenant.Public()
+	if err != nil {
+		t.Fatal(err)
+	}
+	g = ledgertest.NewGateway(v, "gw-1", public)
+	signer, key := ledgertest.Deployment("acme")
+	g.Deployment = signer
+	if trust, err = ledger.ParseTrust(key); err != nil {
+		t.Fatal(err)
+	}
+	exchange := func(end bool) {
+		id := g.Append(record.Draft{Kind: record.KindIntent, Session: "s", Body: []byte("{}")})
+		receipts = append(receipts, g.Receipt(id))
+		if end {
+			g.Append(record.Draft{Kind: record.KindOutcome, Session: "s", Exchange: id.Sequence, Body: []byte("{}")})
+		}
+	}
+	g.Begin()
+	exchange(true)
+	g.Cut()
+	exchange(true)
+	exchange(false)
+	g.Lose(false)
+	lost = g.Epoch
+	g.Begin()
+	exchange(true)
+	g.Close()
+	return v, g, lost, receipts, trust
+}
+
+func TestLostTail(t *testing.T) {
+	v, _, lost, receipts, trust := lostVault(t)
+	r, err := ledger.Verify(t.Context(), v, ledger.Options{Trust: trust, Receipts: receipts})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !r.Sound || r.Verdict != ledger.Complete || len(r.LostTails) != 1 {
+		t.Fatalf("%+v", r)
+	}
+	if l := r.LostTails[0]; l.Epoch != lost.String() || l.Gateway != "gw-1" || l.Sequence != 6 || l.Exchanges != 1 {
+		t.Errorf("lost tail %+v", l)
+	}
+	if x := r.Exchanges; x.Lost != 1 || x.Ended != 3 || x.Pending != 0 {
+		t.Errorf("exchanges %+v", x)
+	}
+}
+
+// What can be done to a vault with a salvaged tail.
+func TestLostTailTampered(t *testing.T) {
+	note := func(v *ledgertest.Vault) string { return v.Names(vault.SalvagePrefix)[0] }
+	salvaged := func(v *ledgertest.Vault, lost record.Epoch) string {
+		var last string
+		for _, n := range v.Names(vault.SegmentsPrefix) {
+			if strings.Contains(n, lost.String()) {
+				last = n
+			}
+		}
+		return last
+	}
+	for _, c := range []struct {
+		name string
+		do   func(v *ledgertest.Vault, g *ledgertest.Gateway, lost record.Epoch)
+		code ledger.Code
+	}{
+		{"no note", func(v *ledgertest.Vault, _ *ledgertest.Gateway, _ record.Epoch) { delete(v.Files, note(v)) }, ledger.TailLost},
+		{"the salvaged segment dropped", func(v *ledgertest.Vault, _ *ledgertest.Gateway, lost record.Epoch) {
+			delete(v.Files, salvaged(v, lost))
+		}, ledger.SegmentMissing},
+		{"dropped with its note", func(v *ledgertest.Vault, _ *ledgertest.Gateway, lost record.Epoch) {
+			delete(v.Files, note(v))
+			delete(v.Files, salvaged(v, lost))
+		}, ledger.TailLost},
+		{"a note of an earlier end", func(v *ledgertest.Vault, g *ledgertest.Gateway, lost record.Epoch) {
+			delete(v.Files, note(v))
+			g.Salvaged(lost, 3, record.ChainHead{1})
+		}, ledger.TailLost},
+		{"a note with another head", func(v *ledgertest.Vault, g *ledgertest.Gateway, lost record.Epoch) {
+			g.Salvaged(lost, 6, record.ChainHead{1})
+		}, ledger.SalvageWrong},
+		{"the tail cut to an earlier segment, with a note of the writer's own", func(v *ledgertest.Vault, g *ledgertest.Gateway, lost record.Epoch) {
+			seg, err := ledger.OpenSegment(t.Context(), v, salvaged(v, lost))
+			if err != nil {
+				t.Fatal(err)
+			}
+			head, first := seg.Header().Head, seg.Header().First
+			delete(v.Files, note(v))
+			delete(v.Files, salvaged(v, lost))
+			g.Salvaged(lost, first-1, head)
+		}, ledger.Omitted}, // by the receipts alone; without an anchor no tail shows
+		{"no note at all in its place", func(v *ledgertest.Vault, _ *ledgertest.Gateway, _ record.Epoch) {
+			v.Files[note(v)] = []byte("{}")
+		}, ledger.SalvageWrong},
+		{"a foreign file", func(v *ledgertest.Vault, _ *ledgertest.Gateway, _ record.Epoch) {
+			v.Files["salvage/x"] = nil
+		}, ledger.FileUnknown},
+		{"the note of another gateway", func(v *ledgertest.Vault, _ *ledgertest.Gateway, lost record.Epoch) {
+			name := note(v)
+			b := v.Files[name]
+			delete(v.Files, name)
+			v.Files[strings.Replace(name, "gw-1", "gw-2", 1)] = bytes.Replace(b, []byte("gw-1"), []byte("gw-2"), 1)
+		}, ledger.TailLost},
+		{"a byte of the salvaged segment", func(v *ledgertest.Vault, _ *ledgertest.Gateway, lost record.Epoch) {
+			b := v.Files[salvaged(v, lost)]
+			b[len(b)-900] ^= 1
+		}, ledger.FrameWrong},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			v, g, lost, receipts, trust := lostVault(t)
+			c.do(v, g, lost)
+			r, err := ledger.Verify(t.Context(), v, ledger.Options{Trust: trust, Receipts: receipts})
+			if err != nil {
+				t.Fatal(err)
+			}
+			found := false
+			for _, f := range r.Findings {
+				found = found || f.Code == c.code
+			}
+			if r.Sound || !found {
+				t.Errorf("want %s, got %v", c.code, r.Findings)
+			}
+		})
+	}
+}
