@@ -52,8 +52,9 @@ type Facts struct {
 	// LOAD DATA and external tables, connections of EXTERNAL_QUERY and remote functions.
 	Externals []External
 	// Opaque names what keeps facts from being complete, sorted: dynamic_sql
-	// (EXECUTE IMMEDIATE), call (a procedure), script_body (JavaScript, Python),
-	// set_system (SET @@...), graph, unresolved_table_argument.
+	// (EXECUTE IMMEDIATE), call (a procedure), script_body (JavaScript, Python, Spark),
+	// set_system (SET @@... of another variable than time_zone, query_label, dataset_id and dataset_project_id), graph,
+	// unresolved_table_argument, unknown_value (a URI, connection or query that is no literal; its External has no value).
 	Opaque []string
 	// QueryLabel is true where the text sets @@query_label.
 	QueryLabel bool
@@ -70,14 +71,19 @@ type Statement struct {
 	Kind         string
 	Line, Column int // from 1; Column in characters
 	Depth        int // of blocks around it; 0 outside of all
-	Reads        []Table
-	Writes       []Table
+	// Definition is true inside of a body that the text defines and does not run.
+	Definition bool
+	Reads      []Table
+	Writes     []Table
 }
 
 // Table is a table, view, routine's dataset or dataset as one statement uses
 // it. Project and Dataset are always resolved, spelled as BigQuery compares them
 // (see [Canonical]).
 type Table struct {
+	// Object is what the name names: table (views too), model, routine, dataset, graph, connection, or the
+	// upper-case word of what a project holds (RESERVATION, CAPACITY, PROJECT, ...).
+	Object                  string
 	Project, Dataset, Table string // Table is empty where a whole dataset is meant; it ends with * for a wildcard
 	// InformationSchema is the view's name in upper case, for INFORMATION_SCHEMA views; Table is then empty,
 	// Dataset may be ("region-eu" stands in Region).
@@ -98,7 +104,8 @@ type Function struct {
 	// Name in upper case for built-in ones ("NET.HOST", "AI.GENERATE"), the resolved
 	// "project.dataset.name" for persisted routines, the bare name for temporary ones.
 	Name string
-	// Kind: builtin, udf (persisted), temporary, table_function, procedure, remote, ml, ai, external_query, aggregate_udf.
+	// Kind: builtin, udf (persisted), temporary, table_function, procedure, remote, ml, ai, external_query, aggregate_udf,
+	// unknown (no built-in one of that bare name is known, and there is no default dataset that could hold it).
 	Kind     string
 	Defined  bool   // the text creates it
 	Language string // of a body the text creates: sql, js, python, remote, spark
