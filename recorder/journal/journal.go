@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/tink-crypto/tink-go/v2/keyset"
+
 	"verbatim.dev/recorder/record"
 )
 
@@ -279,6 +281,17 @@ func (j *Journal) clock() time.Time { return j.opened.Add(j.cfg.Now().Sub(j.open
 
 // Epoch returns this process's epoch.
 func (j *Journal) Epoch() record.Epoch { return j.epoch }
+
+// SetTenant makes the journal wrap data keys to another public keyset from now
+// on, while it runs: a record that is appended after it returns is sealed with a
+// data key that only that keyset's private part opens. After an error nothing has
+// changed.
+func (j *Journal) SetTenant(public *keyset.Handle) error {
+	if err := j.sealer.SetTenant(public); err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	return nil
+}
 
 // Err returns nil while the journal is healthy, and for good the error that
 // ended it.

@@ -33,10 +33,10 @@ const (
 // use.
 type Sealer struct {
 	epoch Epoch
-	wrap  tink.HybridEncrypt
 	limit int
 
-	mu sync.Mutex
+	mu   sync.Mutex
+	wrap tink.HybridEncrypt
 	// young and old are two generations: when young is full it becomes old, and
 	// what old held is forgotten. A session that comes back gets a new key.
 	young, old map[string]*DataKey
@@ -67,17 +67,32 @@ type SealerConfig struct {
 
 // NewSealer returns a sealer for one epoch.
 func NewSealer(c SealerConfig) (*Sealer, error) {
-	if c.Tenant == nil {
-		return nil, errors.New("sealer: no tenant keyset")
-	}
-	wrap, err := hybrid.NewHybridEncrypt(c.Tenant)
-	if err != nil {
-		return nil, fmt.Errorf("sealer: the tenant's keyset is no public keyset for hybrid encryption: %w", err)
-	}
 	if c.Sessions <= 0 {
 		c.Sessions = 4096
 	}
-	return &Sealer{epoch: c.Epoch, wrap: wrap, limit: (c.Sessions + 1) / 2, young: map[string]*DataKey{}, old: map[string]*DataKey{}}, nil
+	s := &Sealer{epoch: c.Epoch, limit: (c.Sessions + 1) / 2}
+	if err := s.SetTenant(c.Tenant); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// SetTenant makes the sealer wrap to another public keyset from now on. Every
+// session gets a fresh data key: what the one before it sealed, and what is
+// being sealed with it right now, stays with the key before. After an error
+// nothing has changed.
+func (s *Sealer) SetTenant(public *keyset.Handle) error {
+	if public == nil {
+		return errors.New("sealer: no tenant keyset")
+	}
+	wrap, err := hybrid.NewHybridEncrypt(public)
+	if err != nil {
+		return fmt.Errorf("sealer: the tenant's keyset is no public keyset for hybrid encryption: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.wrap, s.young, s.old = wrap, map[string]*DataKey{}, map[string]*DataKey{}
+	return nil
 }
 
 // DataKey returns the session's data key and makes it where there is none. The
@@ -95,8 +110,9 @@ func (s *Sealer) DataKey(session string, now time.Time) (*DataKey, error) {
 		}
 		s.young[session] = k
 	}
+	wrap := s.wrap
 	s.mu.Unlock()
-	k.once.Do(func() { k.err = k.make(s.wrap, now) })
+	k.once.Do(func() { k.err = k.make(wrap, now) })
 	if k.err != nil {
 		s.mu.Lock() // the next call tries again with another key
 		if s.young[session] == k {
