@@ -137,13 +137,16 @@ func (j *Journal) append(drafts []draft, o appendOptions) *record.Ticket {
 			keys[i] = keys[i-1]
 			continue
 		}
-		k, err := j.sealer.DataKey(d.Session, j.clock())
-		if err != nil {
-			return refuse(fmt.Errorf("append: %w", err))
+		k := j.kept(d.Exchange, d.Session)
+		if k == nil {
+			var err error
+			if k, err = j.sealer.DataKey(d.Session, j.clock()); err != nil {
+				return refuse(fmt.Errorf("append: %w", err))
+			}
 		}
 		keys[i], e.keys = k, append(e.keys, k)
 	}
-	if err := j.admit(e, drafts, bound, o); err != nil {
+	if err := j.admit(e, drafts, keys, bound, o); err != nil {
 		return refuse(err)
 	}
 	j.make(e, drafts, keys, bound)
@@ -166,8 +169,22 @@ func (j *Journal) bound(drafts []draft, o appendOptions) int64 {
 	return j.cfg.Limit + j.cfg.Reserve
 }
 
+// kept returns the data key that an exchange of the session began with, nil where
+// none is running.
+func (j *Journal) kept(exchange uint64, session string) *record.DataKey {
+	if exchange == 0 {
+		return nil
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if r := j.running[exchange]; r.session == session {
+		return r.key
+	}
+	return nil
+}
+
 // admit gives the entry its sequences and its place in the queue.
-func (j *Journal) admit(e *entry, drafts []draft, bound int64, o appendOptions) error {
+func (j *Journal) admit(e *entry, drafts []draft, keys []*record.DataKey, bound int64, o appendOptions) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	switch {
@@ -193,6 +210,14 @@ func (j *Journal) admit(e *entry, drafts []draft, bound int64, o appendOptions) 
 			d.Exchange = drafts[0].Exchange
 		default:
 			d.Exchange = j.next
+		}
+	}
+	for i := range drafts { // none is refused any more
+		switch d := &drafts[i]; {
+		case d.Kind == record.KindOutcome:
+			delete(j.running, d.Exchange)
+		case d.Exchange == j.next+uint64(i) && (d.Kind == record.KindReceived || d.Kind == record.KindIntent):
+			j.running[d.Exchange] = running{d.Session, keys[i]}
 		}
 	}
 	if drafts[0].Exchange != 0 {
@@ -223,6 +248,9 @@ func (j *Journal) make(e *entry, drafts []draft, keys []*record.DataKey, bound i
 			err = errors.New("append: " + word)
 		}
 		j.void(e, len(drafts), word)
+		j.mu.Lock()
+		delete(j.running, e.first) // it has not begun
+		j.mu.Unlock()
 		e.ticket.Settle(err)
 	}()
 	bodies, w, err2 := j.render(e, drafts, bound)

@@ -61,8 +61,16 @@ type Journal struct {
 	disk     int64 // bytes in segments that are not freed
 	epochs   []*epochLog
 	newest   *segment
+	running  map[uint64]running // exchanges that have begun and have no outcome
 	changed  chan struct{} // closed at the next change, nil when no tail waits
 	stats    Stats
+}
+
+// running is the data key that an exchange began with. It keeps it to its end,
+// so that what is erased with a session's keys is all of its exchanges.
+type running struct {
+	session string
+	key     *record.DataKey
 }
 
 // Stats are a journal's figures. Sizes are in bytes; counts are since Open.
@@ -103,7 +111,7 @@ func Open(ctx context.Context, c Config) (*Journal, error) {
 	j := &Journal{
 		cfg: c, fs: c.FS, log: c.Logger, opened: c.Now(), next: 1,
 		wake: make(chan struct{}, 1), failed: make(chan struct{}), done: make(chan struct{}),
-		stopBeat: make(chan struct{}), beatDone: make(chan struct{}),
+		stopBeat: make(chan struct{}), beatDone: make(chan struct{}), running: map[uint64]running{},
 	}
 	if err := j.fs.Mkdir(c.Dir); err != nil {
 		return nil, fmt.Errorf("journal: %w", err)
@@ -283,9 +291,9 @@ func (j *Journal) clock() time.Time { return j.opened.Add(j.cfg.Now().Sub(j.open
 func (j *Journal) Epoch() record.Epoch { return j.epoch }
 
 // SetTenant makes the journal wrap data keys to another public keyset from now
-// on, while it runs: a record that is appended after it returns is sealed with a
-// data key that only that keyset's private part opens. After an error nothing has
-// changed.
+// on, while it runs: an exchange that begins after it returns is sealed with a
+// data key that only that keyset's private part opens. One that has begun keeps
+// its data key to its end. After an error nothing has changed.
 func (j *Journal) SetTenant(public *keyset.Handle) error {
 	if err := j.sealer.SetTenant(public); err != nil {
 		return fmt.Errorf("journal: %w", err)

@@ -16,8 +16,9 @@ import (
 )
 
 // TestSetTenant rotates the tenant's key twice while exchanges are recorded: what
-// is appended after a rotation opens with the new key alone, what was before it
-// opens with the rotated keyset, and no sequence is missing.
+// begins after a rotation opens with the new key alone, what was before it opens
+// with the rotated keyset, an exchange has one data key to its end, and no
+// sequence is missing.
 func TestSetTenant(t *testing.T) {
 	c := testConfig(t.TempDir(), nil)
 	c.Limit, c.SegmentSize = 64<<20, 1<<20
@@ -45,7 +46,6 @@ func TestSetTenant(t *testing.T) {
 		if err := k.Wait(testContext(t)); err != nil {
 			return err
 		}
-		between := int(rotated.Load())
 		o := j.Append(record.Draft{Kind: record.KindOutcome, Exchange: k.ID.Sequence, Session: session, Body: []byte("{}")})
 		if err := o.Wait(testContext(t)); err != nil {
 			return err
@@ -53,9 +53,15 @@ func TestSetTenant(t *testing.T) {
 		mu.Lock()
 		defer mu.Unlock()
 		least[record.ID{Epoch: k.ID.Epoch, Sequence: k.Last}] = before
-		least[record.ID{Epoch: k.ID.Epoch, Sequence: o.Last}] = between
+		least[record.ID{Epoch: k.ID.Epoch, Sequence: o.Last}] = before
 		return nil
 	}
+	// One that outlasts both rotations.
+	long := j.Append(record.Draft{Kind: record.KindReceived, Session: "s-long", Body: []byte("begin")})
+	if err := long.Wait(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	least[long.ID] = 0
 	for i := range 8 {
 		work.Go(func() {
 			for n := 0; ; n++ {
@@ -92,8 +98,23 @@ func TestSetTenant(t *testing.T) {
 	if err := appendOne("s-last", 0); err != nil {
 		t.Error(err)
 	}
+	end := j.Append(record.Draft{Kind: record.KindOutcome, Exchange: long.ID.Sequence, Session: "s-long", Body: []byte("{}")})
+	if err := end.Wait(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	// One that cannot be made is not kept.
+	void := j.Append(record.Draft{Kind: record.KindReceived, Session: "s-void", Render: func(record.ID) ([]byte, error) { return nil, errors.New("no") }})
+	if err := void.Wait(testContext(t)); err == nil {
+		t.Error("what cannot be rendered is durable")
+	}
 	close(stop)
 	work.Wait()
+	mu.Lock()
+	least[record.ID{Epoch: end.ID.Epoch, Sequence: end.Last}] = 0
+	mu.Unlock()
+	if n := len(j.running); n != 0 {
+		t.Errorf("%d exchanges are kept that have ended", n)
+	}
 	mustClose(t, j)
 
 	var openers []*record.Opener
@@ -107,6 +128,7 @@ func TestSetTenant(t *testing.T) {
 	tail := j.Tail()
 	defer tail.Close()
 	wrappedTo := map[record.KeyID]int{}
+	began := map[uint64]record.KeyID{}
 	checked, next := make([]int, len(privates)), uint64(1)
 	for {
 		it, err := tail.Next(testContext(t))
@@ -145,6 +167,10 @@ func TestSetTenant(t *testing.T) {
 		if _, err := openers[len(openers)-1].Open(it.Epoch, f); err != nil {
 			t.Errorf("record %d: %v", f.Sequence, err)
 		}
+		if first, ok := began[f.Exchange]; ok && first != f.Key {
+			t.Errorf("record %d is sealed with another data key than the beginning of its exchange", f.Sequence)
+		}
+		began[f.Exchange] = f.Key
 		want, ok := least[record.ID{Epoch: it.Epoch, Sequence: f.Sequence}]
 		if !ok {
 			t.Fatalf("record %d is nobody's", f.Sequence)
