@@ -17,6 +17,7 @@ import (
 	"verbatim.dev/extproc/config"
 	"verbatim.dev/extproc/credential"
 	"verbatim.dev/policy"
+	"verbatim.dev/recorder/kms"
 )
 
 const checkHelp = `Usage: extproc check --config FILE [--online] [--publish FOLDER] [--token FILE]
@@ -29,8 +30,8 @@ With --publish it writes what Google's STS must find at the issuer URL of each
 federation credential: .well-known/openid-configuration and jwks.json.
 
 With --online it also asks each issuer for its keys and each connection for a
-credential, and Pub/Sub, where it is the transport, for topics, subscriptions and
-permissions; what is missing comes with the command that repairs it. With --token it says step by step what becomes of the token in
+credential, Cloud KMS, where the deployment's key is there, for a signature, and
+Pub/Sub, where it is the transport, for topics, subscriptions and permissions; what is missing comes with the command that repairs it. With --token it says step by step what becomes of the token in
 FILE ("-": standard input); the token itself is never printed.
 
 Examples:
@@ -92,7 +93,8 @@ func describe(ctx context.Context, cfg *config.Config, verifier *auth.Verifier, 
 	if _, err := readTenant(cfg.Sealing.Tenant); err != nil {
 		problems = append(problems, err)
 	}
-	if _, err := readDeployment(cfg.Sealing.Key); err != nil {
+	deployment, err := readDeployment(ctx, cfg.Sealing.Key)
+	if err != nil {
 		problems = append(problems, err)
 	}
 	if _, err := revocations(cfg.Revocations, verifier); err != nil {
@@ -126,8 +128,11 @@ func describe(ctx context.Context, cfg *config.Config, verifier *auth.Verifier, 
 	fmt.Fprintf(w, "memory\t%s = %d exchanges x (%s window + %s share) + %s budget + %s base\n", l.Memory(), l.Exchanges, l.Window, l.Share, l.Budget, config.BaseMemory)
 	fmt.Fprintf(w, "journal\t%s, at most %s and %s in reserve; a cut each %s or %s\n", cfg.Journal.Dir, cfg.Journal.Limit, cfg.Journal.Reserve, cfg.Journal.CutBytes, cfg.Journal.CutInterval)
 	signed := "epochs certified by " + cfg.Sealing.Key
-	if cfg.Sealing.Key == "" {
+	switch s, ok := deployment.(*kms.Signer); {
+	case deployment == nil:
 		signed = "epochs not certified: set sealing.key"
+	case ok:
+		signed += ", in Cloud KMS: " + s.Reference().Name.String()
 	}
 	fmt.Fprintf(w, "sealing\tto %s, %s\n", cfg.Sealing.Tenant, signed)
 	fmt.Fprintf(w, "transport\t%s\n", describeTransport(cfg.Transport))
@@ -174,6 +179,15 @@ func reach(ctx context.Context, cfg *config.Config, out io.Writer) error {
 		}
 		cancel()
 		s.Close()
+	}
+	if s, err := readDeployment(ctx, cfg.Sealing.Key); err != nil {
+		problems = append(problems, err)
+	} else if s, ok := s.(*kms.Signer); ok {
+		if err := s.Check(); err != nil {
+			problems = append(problems, fmt.Errorf("sealing.key: %w", err))
+		} else {
+			fmt.Fprintln(out, "Cloud KMS signs with the deployment's key")
+		}
 	}
 	if err := checkTransport(ctx, cfg); err != nil {
 		problems = append(problems, err)

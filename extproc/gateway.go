@@ -1,11 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"os"
@@ -16,6 +18,7 @@ import (
 
 	"github.com/tink-crypto/tink-go/v2/keyset"
 	"golang.org/x/mod/sumdb/note"
+	"google.golang.org/api/option"
 
 	"verbatim.dev/envoy"
 	"verbatim.dev/extproc/auth"
@@ -24,6 +27,7 @@ import (
 	"verbatim.dev/extproc/credential"
 	"verbatim.dev/extproc/server"
 	"verbatim.dev/policy"
+	"verbatim.dev/recorder/kms"
 	"verbatim.dev/recorder/record"
 )
 
@@ -42,7 +46,9 @@ type gateway struct {
 	cfg      *config.Config
 	verifier *auth.Verifier
 	sources  map[string]credential.Source // by the configuration that made them
-	watching context.CancelFunc           // of the engine's folder
+	tenant   tenant
+	seal     func(*keyset.Handle) error // makes the journal wrap to a tenant's keyset; nil before it is open
+	watching context.CancelFunc         // of the engine's folder
 }
 
 // maxOwned is how many jobs, uploads and tables this replica remembers the
@@ -82,6 +88,11 @@ func (g *gateway) load(ctx context.Context, cfg *config.Config) error {
 		verifier.Close()
 		return err
 	}
+	to, err := readTenant(cfg.Sealing.Tenant)
+	if err != nil {
+		verifier.Close()
+		return err
+	}
 	connections, sources, err := g.connections(cfg)
 	if err != nil {
 		verifier.Close()
@@ -101,6 +112,10 @@ func (g *gateway) load(ctx context.Context, cfg *config.Config) error {
 		g.engine.Store(engine)
 		go engine.Watch(watch)
 	}
+	if err := g.sealTo(to); err != nil {
+		verifier.Close()
+		return err
+	}
 	retention := map[string]bool{}
 	for class := range cfg.Retention.Classes {
 		retention[class] = true
@@ -111,6 +126,27 @@ func (g *gateway) load(ctx context.Context, cfg *config.Config) error {
 	})
 	g.retire(cfg, verifier, sources)
 	return nil
+}
+
+// sealTo makes new exchanges be sealed to the tenant's keyset, where it is
+// another than before: each change costs every session a fresh data key.
+func (g *gateway) sealTo(to tenant) error {
+	if g.seal != nil && !bytes.Equal(to.text, g.tenant.text) {
+		if err := g.seal(to.keyset); err != nil {
+			return fmt.Errorf("sealing: %w", err)
+		}
+		g.log.Info("sealing to another tenant key", "key", to.keyset.KeysetInfo().GetPrimaryKeyId())
+	}
+	g.tenant = to
+	return nil
+}
+
+// recordTo names who makes the journal wrap to another keyset. The journal wraps
+// to g.tenant, as load read it.
+func (g *gateway) recordTo(seal func(*keyset.Handle) error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.seal = seal
 }
 
 // retire lets go of what only earlier snapshots used, after the longest time
@@ -282,31 +318,59 @@ func revocations(file string, v *auth.Verifier) (*auth.Revocations, error) {
 	return list, nil
 }
 
-func readTenant(file string) (*keyset.Handle, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, fmt.Errorf("sealing: %w", err)
-	}
-	defer f.Close()
-	h, err := record.ReadTenant(f, false)
-	if err != nil {
-		return nil, fmt.Errorf("sealing: %s: %w; it must be the public keyset that \"recorder key new\" wrote", file, err)
-	}
-	return h, nil
+// tenant is the tenant's public keyset, and its file.
+type tenant struct {
+	text   []byte
+	keyset *keyset.Handle
 }
 
-// readDeployment reads the deployment's signing key; nil for no file.
-func readDeployment(file string) (note.Signer, error) {
+// maxKeyFile bounds the files of keys and keysets.
+const maxKeyFile = 1 << 20
+
+func readTenant(file string) (tenant, error) {
+	b, err := readKeyFile(file)
+	if err != nil {
+		return tenant{}, fmt.Errorf("sealing: %w", err)
+	}
+	h, err := record.ReadTenant(bytes.NewReader(b), false)
+	if err != nil {
+		return tenant{}, fmt.Errorf("sealing: %s: %w; it must be the public keyset that \"recorder key new\" wrote", file, err)
+	}
+	if _, err := record.NewSealer(record.SealerConfig{Tenant: h}); err != nil {
+		return tenant{}, fmt.Errorf("sealing: %s: %w", file, err)
+	}
+	return tenant{b, h}, nil
+}
+
+func readKeyFile(file string) ([]byte, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxKeyFile+1))
+	if err == nil && len(b) > maxKeyFile {
+		err = fmt.Errorf("%s has more than %d bytes, so it holds no key", file, maxKeyFile)
+	}
+	return b, err
+}
+
+// kmsOptions say how Cloud KMS is reached; tests have a double of it.
+var kmsOptions []option.ClientOption
+
+// readDeployment reads the deployment's signing key, or the reference to one in
+// Cloud KMS, which is asked when it signs; nil for no file.
+func readDeployment(ctx context.Context, file string) (note.Signer, error) {
 	if file == "" {
 		return nil, nil
 	}
-	b, err := os.ReadFile(file)
+	b, err := readKeyFile(file)
 	if err != nil {
 		return nil, fmt.Errorf("sealing.key: %w", err)
 	}
-	s, err := note.NewSigner(strings.TrimSpace(string(b)))
-	if err != nil { // note's error does not hold the key
-		return nil, fmt.Errorf("sealing.key: %s holds no signing key (PRIVATE+KEY+...): %w; \"recorder key new\" makes one", file, err)
+	s, err := kms.NewSigner(ctx, kms.Config{Options: kmsOptions}, string(b))
+	if err != nil { // it does not hold the key
+		return nil, fmt.Errorf("sealing.key: %s holds no key: %w; \"recorder key new\" makes one", file, err)
 	}
 	return s, nil
 }

@@ -37,10 +37,10 @@ const serveHelp = `Usage: extproc serve --config FILE
 Runs the gateway until SIGTERM or SIGINT, then lets running exchanges end
 (limits.drain), closes its epoch and ships what its journal holds.
 
-The configuration file, the revocations and the policy are read again when they
-change; SIGHUP is not needed. What a broken file would change stays as it was,
-and the log says why. listen, limits, journal, sealing, transport and gateway
-take effect at the next start.
+The configuration file, the revocations, the policy and the tenant's public keyset
+are read again when they change; SIGHUP is not needed. What a broken file would
+change stays as it was, and the log says why. listen, limits, journal, sealing.key,
+transport and gateway take effect at the next start.
 
 Example:
 
@@ -76,12 +76,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if os.Getenv("GOGC") == "" {
 		defer tuneGC()()
 	}
-	tenant, err := readTenant(cfg.Sealing.Tenant)
-	if err != nil {
-		return err
-	}
-
-	deployment, err := readDeployment(cfg.Sealing.Key)
+	deployment, err := readDeployment(ctx, cfg.Sealing.Key)
 	if err != nil {
 		return err
 	}
@@ -105,7 +100,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	var srv *server.Server
 	j, err := journal.Open(ctx, journal.Config{
-		Dir: cfg.Journal.Dir, Gateway: cfg.Gateway, Version: record.Build, Tenant: tenant, Deployment: deployment,
+		Dir: cfg.Journal.Dir, Gateway: cfg.Gateway, Version: record.Build, Tenant: g.tenant.keyset, Deployment: deployment,
 		Class: cfg.Retention.Default, Retention: cfg.Retention.Classes,
 		Limit: cfg.Journal.Limit.Bytes(), Reserve: cfg.Journal.Reserve.Bytes(), SegmentSize: cfg.Journal.Segment.Bytes(),
 		CutBytes: cfg.Journal.CutBytes.Bytes(), CutInterval: cfg.Journal.CutInterval, Heartbeat: cfg.Journal.Heartbeat, Logger: log,
@@ -113,6 +108,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
+	g.recordTo(j.SetTenant)
 	carrier, err := newShipper(ctx, cfg, j, log)
 	if err != nil {
 		return errors.Join(fmt.Errorf("transport: %w", err), j.Close(ctx, "start failed"))

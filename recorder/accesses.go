@@ -117,7 +117,7 @@ func (f *flags) accessesHere(ctx context.Context, p *where, q search.AccessFilte
 		return err
 	}
 	defer func() { err = errors.Join(err, v.Close()) }()
-	keys, err := f.keys(p, v)
+	keys, err := f.keys(ctx, p, v)
 	if err != nil {
 		return err
 	}

@@ -125,7 +125,7 @@ func eraseCommand(ctx context.Context, args []string, stdout, stderr io.Writer) 
 		o.By = account()
 	}
 	if x.key != "" {
-		s, err := readSigner(x.key)
+		s, err := readSigner(ctx, x.key)
 		if err != nil {
 			return fmt.Errorf("erase: --key: %w", err)
 		}
@@ -263,7 +263,7 @@ func (x *eraseFlags) erase(ctx context.Context, v *place.Vault, clear erasure.Cl
 			return &usageError{fmt.Sprintf("erase: --until: %v", err), x.f.see()}
 		}
 	}
-	keys, err := x.f.keys(&x.where, v)
+	keys, err := x.f.keys(ctx, &x.where, v)
 	if err != nil {
 		return err
 	}

@@ -119,7 +119,7 @@ func exportCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 	}
 	defer func() { err = errors.Join(err, v.Close()) }()
 	c.Vault = v
-	if c.Tenant, err = f.tenant(&p); err != nil {
+	if c.Tenant, err = f.tenant(ctx, &p); err != nil {
 		return err
 	}
 	if c.Tenant == nil && s.Exchange == "" {
@@ -170,11 +170,11 @@ func registerExport(ctx context.Context, spec place.Spec, by, digest string, key
 	return v.Create(ctx, x.Name(), bytes.NewReader(append(b, '\n')))
 }
 
-func (f *flags) tenant(p *where) (*keyset.Handle, error) {
+func (f *flags) tenant(ctx context.Context, p *where) (*keyset.Handle, error) {
 	if p.keyset == "" {
 		return nil, nil
 	}
-	h, err := readKeyset(p.keyset)
+	h, err := readKeyset(ctx, p.keyset)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", f.name, err)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"verbatim.dev/recorder/keyring"
+	"verbatim.dev/recorder/kms"
 	"verbatim.dev/recorder/ledger"
 	"verbatim.dev/recorder/record"
 	"verbatim.dev/recorder/vault/place"
@@ -310,11 +312,11 @@ func (f *flags) open(ctx context.Context, p *where) (*place.Vault, error) {
 }
 
 // keys returns the keyring over the vault, nil where no keyset is given.
-func (f *flags) keys(p *where, v keyring.Source) (*keyring.Keyring, error) {
+func (f *flags) keys(ctx context.Context, p *where, v keyring.Source) (*keyring.Keyring, error) {
 	if p.keyset == "" {
 		return nil, nil
 	}
-	tenant, err := readKeyset(p.keyset)
+	tenant, err := readKeyset(ctx, p.keyset)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", f.name, err)
 	}
@@ -325,13 +327,36 @@ func (f *flags) keys(p *where, v keyring.Source) (*keyring.Keyring, error) {
 	return k, nil
 }
 
-func readKeyset(path string) (*keyset.Handle, error) {
-	r, err := os.Open(path)
+// kmsConfig says how Cloud KMS is reached; tests have a double of it.
+var kmsConfig kms.Config
+
+// maxKeyset bounds the file of a keyset.
+const maxKeyset = 1 << 20
+
+// readKeyset reads the tenant's private keyset. Where it is wrapped, Cloud KMS
+// opens it.
+func readKeyset(ctx context.Context, path string) (*keyset.Handle, error) {
+	b, err := readSmall(path, maxKeyset)
 	if err != nil {
 		return nil, fmt.Errorf("keyset: %w", err)
 	}
-	defer r.Close()
-	tenant, err := record.ReadTenant(io.LimitReader(r, 1<<20), true)
+	return openKeyset(ctx, path, b)
+}
+
+// openKeyset is readKeyset of what the file holds.
+func openKeyset(ctx context.Context, path string, b []byte) (*keyset.Handle, error) {
+	w, wrapped, err := kms.ParseWrapped(b)
+	if err != nil {
+		return nil, fmt.Errorf("keyset %s: %w", path, err)
+	}
+	if wrapped {
+		h, err := w.Open(ctx, kmsConfig)
+		if err != nil {
+			return nil, fmt.Errorf("keyset %s: %w", path, err)
+		}
+		return h, nil
+	}
+	tenant, err := record.ReadTenant(bytes.NewReader(b), true)
 	if err != nil {
 		return nil, fmt.Errorf("keyset %s: %w (\"recorder key new\" makes one)", path, err)
 	}

@@ -127,7 +127,7 @@ func holdCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (
 		return &usageError{"hold add: --reason is missing", f.see()}
 	}
 	if *session != "" {
-		keys, err := f.keys(&p, v)
+		keys, err := f.keys(ctx, &p, v)
 		if err != nil {
 			return err
 		}

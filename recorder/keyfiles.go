@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,8 +13,10 @@ import (
 	"time"
 
 	"github.com/tink-crypto/tink-go/v2/keyset"
+	tinkpb "github.com/tink-crypto/tink-go/v2/proto/tink_go_proto"
 	"golang.org/x/mod/sumdb/note"
 
+	"verbatim.dev/recorder/kms"
 	"verbatim.dev/recorder/record"
 )
 
@@ -63,17 +67,27 @@ func readTrustFile(path string) (*record.Trust, []byte, error) {
 	return t, b, nil
 }
 
-// readSigner reads a deployment's signing key.
-func readSigner(path string) (note.Signer, error) {
+// readSigner reads a deployment's signing key, or the reference to one in Cloud
+// KMS, which is asked when it signs.
+func readSigner(ctx context.Context, path string) (note.Signer, error) {
 	b, err := readSmall(path, 64<<10)
 	if err != nil {
 		return nil, err
 	}
-	s, err := note.NewSigner(strings.TrimSpace(string(b)))
-	if err != nil { // note's error does not hold the key
-		return nil, fmt.Errorf("%s holds no signing key (PRIVATE+KEY+...): %w; \"recorder key new\" makes one", path, err)
+	s, err := kms.NewSigner(ctx, kmsConfig, string(b))
+	if err != nil { // it does not hold the key
+		return nil, fmt.Errorf("%s holds no key: %w; \"recorder key new\" makes one", path, err)
 	}
 	return s, nil
+}
+
+// inKMS returns where a signer's key rests in Cloud KMS, nil for one in a file.
+func inKMS(s note.Signer) *kms.Name {
+	if k, ok := s.(*kms.Signer); ok {
+		n := k.Reference().Name
+		return &n
+	}
+	return nil
 }
 
 func signerID(s note.Signer) string { return fmt.Sprintf("%s+%08x", s.Name(), s.KeyHash()) }
@@ -81,18 +95,18 @@ func signerID(s note.Signer) string { return fmt.Sprintf("%s+%08x", s.Name(), s.
 // rotateDeployment makes a fresh deployment key that the old one signs for.
 // First the fresh key rests beside the old one, then deployment.pub vouches for
 // it, then it takes the old one's place; after a crash the next run goes on.
-func rotateDeployment(dir string, now time.Time, stdout io.Writer) error {
+func rotateDeployment(ctx context.Context, dir string, to places, stdout io.Writer) error {
 	signing, trusted, next := filepath.Join(dir, signingFile), filepath.Join(dir, trustFile), filepath.Join(dir, nextFile)
 	trust, text, err := readTrustFile(trusted)
 	if err != nil {
 		return err
 	}
-	if waiting, err := readSigner(next); err == nil {
+	if waiting, err := readSigner(ctx, next); err == nil {
 		if k, ok := trust.Find(signerID(waiting)); ok {
-			return finishRotation(dir, k, "finished the rotation that was cut off", stdout)
+			return finishRotation(dir, k, inKMS(waiting), "finished the rotation that was cut off", stdout)
 		}
 	}
-	old, err := readSigner(signing)
+	old, err := readSigner(ctx, signing)
 	if err != nil {
 		return err
 	}
@@ -100,11 +114,17 @@ func rotateDeployment(dir string, now time.Time, stdout io.Writer) error {
 	if !ok {
 		return fmt.Errorf("%s does not hold the key %s of %s, so nobody would trust what it signs for", trusted, signerID(old), signing)
 	}
-	secret, public, err := note.GenerateKey(nil, old.Name())
+	if n := inKMS(old); n != nil && to.deployment == nil && !to.local {
+		return &usageError{
+			"key rotate: the deployment's key is in Cloud KMS, and Cloud KMS makes its next version",
+			fmt.Sprintf("run: gcloud kms keys versions create --key %s --keyring %s --location %s --project %s; then give it as --deployment-kms (or --local for a key in a file)", n.Key, n.Ring, n.Location, n.Project),
+		}
+	}
+	key, err := makeDeployment(ctx, old.Name(), to.deployment)
 	if err != nil {
 		return err
 	}
-	signed, err := record.Rotation{Old: k.Key, New: public, Time: now.UTC().Truncate(time.Second)}.Sign(old)
+	signed, err := record.Rotation{Old: k.Key, New: key.public, Time: time.Now().UTC().Truncate(time.Second)}.Sign(old)
 	if err != nil {
 		return err
 	}
@@ -112,35 +132,35 @@ func rotateDeployment(dir string, now time.Time, stdout io.Writer) error {
 	if trust, err = record.ParseTrust(fresh); err != nil { // a retired key cannot rotate
 		return err
 	}
-	if err := replace(next, []byte(secret+"\n"), 0o600); err != nil {
+	if err := replace(next, key.file, 0o600); err != nil {
 		return err
 	}
 	if err := replace(trusted, []byte(fresh), 0o644); err != nil {
 		return err
 	}
-	k, ok = trust.Find(public)
+	k, ok = trust.Find(key.public)
 	if !ok {
 		return fmt.Errorf("%s does not hold the new key", trusted)
 	}
-	return finishRotation(dir, k, "rotated", stdout)
+	return finishRotation(dir, k, key.kms, "rotated", stdout)
 }
 
-func finishRotation(dir string, k record.TrustedKey, what string, stdout io.Writer) error {
+func finishRotation(dir string, k record.TrustedKey, in *kms.Name, what string, stdout io.Writer) error {
 	if err := errors.Join(os.Rename(filepath.Join(dir, nextFile), filepath.Join(dir, signingFile)), syncFolder(dir)); err != nil {
 		return err
 	}
 	_, err := fmt.Fprintf(stdout, `%s: the deployment signs with %s
   fingerprint  %s
-  %s (secret, for the gateways)
+  %s (%s)
   %s (public, for auditors: who trusts the old key can take it over with "recorder key accept")
 Restart the gateways with the new key. When the last one has, retire the old one:
   recorder key retire --dir %s %s
-`, what, k.ID(), record.Fingerprint(k.Key), filepath.Join(dir, signingFile), filepath.Join(dir, trustFile), dir, record.Fingerprint(k.After))
+`, what, k.ID(), record.Fingerprint(k.Key), filepath.Join(dir, signingFile), (&signingKey{kms: in}).word(), filepath.Join(dir, trustFile), dir, record.Fingerprint(k.After))
 	return err
 }
 
 // retireKey ends a deployment key with a note that the present one signs.
-func retireKey(dir, which string, from time.Time, stdout io.Writer) error {
+func retireKey(ctx context.Context, dir, which string, from time.Time, stdout io.Writer) error {
 	trusted := filepath.Join(dir, trustFile)
 	trust, text, err := readTrustFile(trusted)
 	if err != nil {
@@ -150,7 +170,7 @@ func retireKey(dir, which string, from time.Time, stdout io.Writer) error {
 	if !ok {
 		return &usageError{fmt.Sprintf("key retire: %s holds no key %q", trusted, which), "recorder key show lists them"}
 	}
-	by, err := readSigner(filepath.Join(dir, signingFile))
+	by, err := readSigner(ctx, filepath.Join(dir, signingFile))
 	if err != nil {
 		return err
 	}
@@ -179,23 +199,38 @@ func retireKey(dir, which string, from time.Time, stdout io.Writer) error {
 
 // rotateTenant adds a fresh primary key to the tenant's keyset. The private
 // part is durable before a gateway can wrap to it.
-func rotateTenant(dir string, _ time.Time, stdout io.Writer) error {
+func rotateTenant(ctx context.Context, dir string, to places, stdout io.Writer) error {
 	private, public := filepath.Join(dir, privateFile), filepath.Join(dir, publicFile)
-	h, err := readKeyset(private)
+	text, err := readSmall(private, maxKeyset)
+	if err != nil {
+		return fmt.Errorf("keyset: %w", err)
+	}
+	h, err := openKeyset(ctx, private, text)
 	if err != nil {
 		return err
+	}
+	var in *kms.Name // the key that the file is wrapped with
+	if w, ok, _ := kms.ParseWrapped(text); ok {
+		in = &w.Key
 	}
 	given, err := readPublic(public)
 	if err != nil {
 		return err
 	}
 	what := "finished the rotation that was cut off"
+	warning := ""
 	if given.KeysetInfo().GetPrimaryKeyId() == h.KeysetInfo().GetPrimaryKeyId() {
 		what = "rotated"
+		if in == nil && to.tenant != nil {
+			warning = fmt.Sprintf("Copies of %s from before are in clear, and open what was sealed before: destroy them.\n", privateFile)
+		}
+		if to.tenant != nil || to.local {
+			in = to.tenant
+		}
 		if h, err = record.RotateTenant(h); err != nil {
 			return err
 		}
-		b, err := record.MarshalTenant(h, true)
+		b, err := marshalPrivate(ctx, h, in)
 		if err != nil {
 			return err
 		}
@@ -211,10 +246,10 @@ func rotateTenant(dir string, _ time.Time, stdout io.Writer) error {
 		return err
 	}
 	_, err = fmt.Fprintf(stdout, `%s: the tenant's primary key is %d, of %d
-  %s (private, keep it secret and make a new backup)
-  %s (public, for the gateways: they read it at their next start)
+  %s (%s)
+  %s (public, for the gateways: they wrap to it as soon as they see it)
 What was sealed before opens with the same %s.
-`, what, h.KeysetInfo().GetPrimaryKeyId(), len(h.KeysetInfo().GetKeyInfo()), private, public, privateFile)
+%s`, what, h.KeysetInfo().GetPrimaryKeyId(), len(h.KeysetInfo().GetKeyInfo()), private, privateWord(in, "keep it secret and make a new backup"), public, privateFile, warning)
 	return err
 }
 
@@ -231,7 +266,7 @@ func readPublic(path string) (*keyset.Handle, error) {
 }
 
 // showKeys prints what a folder's keys are. Nothing secret is printed.
-func showKeys(dir string, stdout io.Writer) error {
+func showKeys(ctx context.Context, dir string, stdout io.Writer) error {
 	var b strings.Builder
 	trusted := filepath.Join(dir, trustFile)
 	trust, _, err := readTrustFile(trusted)
@@ -240,31 +275,31 @@ func showKeys(dir string, stdout io.Writer) error {
 	case err != nil:
 		return err
 	default:
-		signs := ""
-		if s, err := readSigner(filepath.Join(dir, signingFile)); err == nil {
+		signs, in := "", ""
+		if s, err := readSigner(ctx, filepath.Join(dir, signingFile)); err == nil {
 			signs = signerID(s)
+			if n := inKMS(s); n != nil {
+				in = ", as " + n.String()
+			}
 		}
 		fmt.Fprintf(&b, "Deployment keys in %s\n", oneLine(trusted))
 		for _, k := range trust.Keys() {
-			fmt.Fprintf(&b, "  %s  %s  %s\n", record.Fingerprint(k.Key), oneLine(k.ID()), keyState(k, signs))
+			fmt.Fprintf(&b, "  %s  %s  %s\n", record.Fingerprint(k.Key), oneLine(k.ID()), keyState(k, signs, in))
 		}
 	}
 	for _, name := range []string{privateFile, publicFile} {
 		path := filepath.Join(dir, name)
-		h, err := readPublic(path)
-		if name == privateFile {
-			h, err = readKeyset(path)
-		}
+		info, wrapped, err := keysetInfo(path, name == privateFile)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(&b, "Tenant's keys in %s\n", oneLine(path))
-		for _, k := range h.KeysetInfo().GetKeyInfo() {
+		fmt.Fprintf(&b, "Tenant's keys in %s%s\n", oneLine(path), wrapped)
+		for _, k := range info.GetKeyInfo() {
 			state := strings.ToLower(k.GetStatus().String())
-			if k.GetKeyId() == h.KeysetInfo().GetPrimaryKeyId() {
+			if k.GetKeyId() == info.GetPrimaryKeyId() {
 				state += ", gateways wrap to it"
 			}
 			fmt.Fprintf(&b, "  %-10d  %s\n", k.GetKeyId(), state)
@@ -277,7 +312,35 @@ func showKeys(dir string, stdout io.Writer) error {
 	return err
 }
 
-func keyState(k record.TrustedKey, signs string) string {
+// keysetInfo says which keys are in a keyset. Nothing is asked of Cloud KMS: of a
+// wrapped one it is what its file says.
+func keysetInfo(path string, private bool) (info *tinkpb.KeysetInfo, wrapped string, err error) {
+	if !private {
+		h, err := readPublic(path)
+		if err != nil {
+			return nil, "", err
+		}
+		return h.KeysetInfo(), "", nil
+	}
+	b, err := readSmall(path, maxKeyset)
+	if err != nil {
+		return nil, "", fmt.Errorf("keyset: %w", err)
+	}
+	w, ok, err := kms.ParseWrapped(b)
+	if err != nil {
+		return nil, "", fmt.Errorf("keyset %s: %w", path, err)
+	}
+	if ok {
+		return w.Info(), ", wrapped with " + w.Key.String(), nil
+	}
+	h, err := record.ReadTenant(bytes.NewReader(b), true)
+	if err != nil {
+		return nil, "", fmt.Errorf("keyset %s: %w (\"recorder key new\" makes one)", path, err)
+	}
+	return h.KeysetInfo(), "", nil
+}
+
+func keyState(k record.TrustedKey, signs, in string) string {
 	var parts []string
 	if !k.From.IsZero() {
 		parts = append(parts, "from "+moment(k.From))
@@ -286,7 +349,7 @@ func keyState(k record.TrustedKey, signs string) string {
 		parts = append(parts, "retired from "+moment(k.Retired))
 	}
 	if k.ID() == signs {
-		parts = append(parts, "signs now")
+		parts = append(parts, "signs now"+in)
 	}
 	if len(parts) == 0 {
 		return "trusted"

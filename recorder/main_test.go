@@ -20,6 +20,8 @@ import (
 
 	"verbatim.dev/deploy/local/issuer"
 	"verbatim.dev/recorder/journal"
+	"verbatim.dev/recorder/kms"
+	"verbatim.dev/recorder/kms/kmstest"
 	"verbatim.dev/recorder/ledger/ledgertest"
 	"verbatim.dev/recorder/record"
 	"verbatim.dev/recorder/transport"
@@ -29,7 +31,12 @@ import (
 var update = flag.Bool("update", false, "write the golden files anew")
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"recorder": main})
+	testscript.Main(m, map[string]func(){"recorder": func() {
+		if address := os.Getenv("TEST_KMS"); address != "" {
+			kmsConfig = kms.Config{Options: kmstest.Options(address), Timeout: 3 * time.Second}
+		}
+		main()
+	}})
 }
 
 func TestScripts(t *testing.T) {
@@ -81,6 +88,9 @@ func TestScripts(t *testing.T) {
 			},
 			"bucket": func(ts *testscript.TestScript, neg bool, args []string) {
 				ts.Setenv("STORAGE_EMULATOR_HOST", gcstest.New(t).URL)
+			},
+			"kms": func(ts *testscript.TestScript, neg bool, args []string) {
+				doubleKMS(t, ts, args)
 			},
 			"ship":    ship,
 			"waitfor": waitFor,

@@ -122,7 +122,7 @@ func searchCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 		note("%d exchanges could not be compared: their data keys were erased", stats.Erased)
 	}
 	if n := stats.Unreadable - stats.Erased; n > 0 {
-		note("%d exchanges could not be compared: their data keys are not in the vault, and nothing says that they were erased", n)
+		note("%d exchanges could not be compared: their data keys are not in the vault, with no erasure that names them, or are for another keyset, such as one that was rotated since", n)
 	}
 	switch {
 	case shown == 0:
@@ -142,7 +142,7 @@ func (f *flags) searchHere(ctx context.Context, p *where, q search.Query, warn f
 		return stats, err
 	}
 	defer func() { err = errors.Join(err, v.Close()) }()
-	keys, err := f.keys(p, v)
+	keys, err := f.keys(ctx, p, v)
 	if err != nil {
 		return stats, err
 	}

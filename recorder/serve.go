@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"strings"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
@@ -78,22 +77,18 @@ func serveCommand(ctx context.Context, args []string, stdout, stderr io.Writer) 
 }
 
 func serve(ctx context.Context, c *serveConfig, stdout io.Writer, log *slog.Logger) (err error) {
-	tenant, err := readKeyset(c.Keyset)
+	tenant, err := openLiveKeyset(ctx, c.Keyset, log)
 	if err != nil {
 		return err
 	}
-	public, err := tenant.Public()
+	public, err := tenant.public()
 	if err != nil {
-		return fmt.Errorf("keyset %s: %w (is it tenant.json, not tenant.pub.json?)", c.Keyset, err)
+		return err
 	}
 	var deployment note.Signer
 	if c.DeploymentKey != "" {
-		b, err := readSmall(c.DeploymentKey, 64<<10)
-		if err != nil {
+		if deployment, err = readSigner(ctx, c.DeploymentKey); err != nil {
 			return fmt.Errorf("deployment_key: %w", err)
-		}
-		if deployment, err = note.NewSigner(strings.TrimSpace(string(b))); err != nil { // it does not hold the key
-			return fmt.Errorf("deployment_key: %s holds no signing key (PRIVATE+KEY+...): %w; \"recorder key new\" makes one", c.DeploymentKey, err)
 		}
 	} else {
 		log.Warn("no deployment_key: nobody can tell this service's records from another's")
@@ -132,7 +127,7 @@ func serve(ctx context.Context, c *serveConfig, stdout io.Writer, log *slog.Logg
 	service, err := access.New(access.Config{
 		Name: c.Name, Vault: v, Recorder: j, Refused: j.Refuse, Authenticate: door.authenticate,
 		Keys: func() (ledger.Opener, error) {
-			return keyring.New(keyring.Config{Source: v, Tenant: tenant})
+			return keyring.New(keyring.Config{Source: v, Tenant: tenant.current.Load()})
 		},
 		Tenant: tenant,
 		Exported: func(ctx context.Context, by, sum string, keys []string) error {
@@ -149,6 +144,12 @@ func serve(ctx context.Context, c *serveConfig, stdout io.Writer, log *slog.Logg
 	}
 
 	background, stopShipping := context.WithCancel(context.WithoutCancel(ctx))
+	followed := make(chan struct{})
+	go func() {
+		defer close(followed)
+		tenant.follow(background, j.SetTenant)
+	}()
+	defer func() { <-followed }()
 	defer stopShipping()
 	shipped := make(chan struct{})
 	go func() {

@@ -91,7 +91,7 @@ func showCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (
 			return err
 		}
 		defer func() { err = errors.Join(err, v.Close()) }()
-		keys, err := f.keys(&p, v)
+		keys, err := f.keys(ctx, &p, v)
 		if err != nil {
 			return err
 		}

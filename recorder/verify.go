@@ -193,7 +193,7 @@ func verifyCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 	if o.Log, err = f.logTrust(&la); err != nil {
 		return err
 	}
-	keys, err := f.keys(&p, v)
+	keys, err := f.keys(ctx, &p, v)
 	if err != nil {
 		return unread(err)
 	}

@@ -62,7 +62,7 @@ type Journal struct {
 	epochs   []*epochLog
 	newest   *segment
 	running  map[uint64]running // exchanges that have begun and have no outcome
-	changed  chan struct{} // closed at the next change, nil when no tail waits
+	changed  chan struct{}      // closed at the next change, nil when no tail waits
 	stats    Stats
 }
 

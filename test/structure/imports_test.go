@@ -27,6 +27,7 @@ var rules = []struct {
 	{"recorder/retention", []string{"recorder/record", "recorder/vault"}, "what has expired needs no key"},
 	{"recorder/transport", []string{"recorder/record"}, "it carries frames, whatever they hold"},
 	{"recorder/sink", []string{"recorder/record", "recorder/vault", "recorder/transport"}, "only the sink writes the vault"},
+	{"recorder/kms", nil, "it knows keys, not what they are for"},
 	{"recorder/keyring", []string{"recorder/record", "recorder/vault"}, "keys come from the vault and the tenant"},
 	{"recorder/witness", nil, "another team runs it, and it sees no record"},
 	{"recorder/sinklog", []string{"recorder/record", "recorder/vault", "recorder/witness"}, "it is about what the vault holds, whoever wrote it"},

@@ -62,6 +62,7 @@ type Server struct {
 	on    string // the method, empty: all
 	left  int    // how often it errs still, below 0: always
 	calls []string
+	plain [][]byte
 }
 
 type key struct {
@@ -206,6 +207,13 @@ func (s *Server) Calls() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.calls)
+}
+
+// Plaintexts returns what was encrypted so far: what must be nowhere else.
+func (s *Server) Plaintexts() [][]byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.plain)
 }
 
 // call notes a call, and returns what to do wrong with it.
@@ -359,6 +367,7 @@ func (s *Server) Encrypt(ctx context.Context, r *kmspb.EncryptRequest) (*kmspb.E
 	if f == OtherKey {
 		aead = newAEAD()
 	}
+	s.plain = append(s.plain, r.GetPlaintext())
 	n := s.keys[r.GetName()].primary
 	a := &kmspb.EncryptResponse{
 		Name: fmt.Sprintf("%s/cryptoKeyVersions/%d", r.GetName(), n), VerifiedPlaintextCrc32C: r.GetPlaintextCrc32C() != nil && f != Unverified,
