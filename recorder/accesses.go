@@ -158,7 +158,7 @@ func (f *flags) assertedHere(ctx context.Context, p *where, r *reads, q search.A
 		return err
 	}
 	defer func() { err = errors.Join(err, v.Close()) }()
-	keys, err := f.keys(p, v)
+	keys, err := f.keys(ctx, p, v)
 	if err != nil {
 		return err
 	}

@@ -13,8 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/tink-crypto/tink-go/v2/keyset"
-
 	"verbatim.dev/recorder/access"
 	"verbatim.dev/recorder/bundle"
 	"verbatim.dev/recorder/ledger"
@@ -168,17 +166,6 @@ func registerExport(ctx context.Context, spec place.Spec, by, digest string, key
 	}
 	defer func() { err = errors.Join(err, v.Close()) }()
 	return v.Create(ctx, x.Name(), bytes.NewReader(append(b, '\n')))
-}
-
-func (f *flags) tenant(ctx context.Context, p *where) (*keyset.Handle, error) {
-	if p.keyset == "" {
-		return nil, nil
-	}
-	h, err := readKeyset(ctx, p.keyset)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", f.name, err)
-	}
-	return h, nil
 }
 
 // fetchExport has a service make the bundle.

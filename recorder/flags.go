@@ -216,6 +216,8 @@ type where struct {
 	spec          place.Spec
 	reads         string // where reads with the keyset are put on record
 	why           string // they are made
+
+	tenant *keyset.Handle // of keyset, once it was opened
 }
 
 func (f *flags) vaultFlag(p *where) {
@@ -316,15 +318,29 @@ func (f *flags) keys(ctx context.Context, p *where, v keyring.Source) (*keyring.
 	if p.keyset == "" {
 		return nil, nil
 	}
-	tenant, err := readKeyset(ctx, p.keyset)
+	tenant, err := f.tenant(ctx, p)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", f.name, err)
+		return nil, err
 	}
 	k, err := keyring.New(keyring.Config{Source: v, Tenant: tenant})
 	if err != nil {
 		return nil, fmt.Errorf("%s: keyset %s: %w (is it tenant.json, not tenant.pub.json?)", f.name, p.keyset, err)
 	}
 	return k, nil
+}
+
+// tenant returns the tenant's private keyset, nil where none is given. It is
+// opened once, for Cloud KMS counts what is asked.
+func (f *flags) tenant(ctx context.Context, p *where) (*keyset.Handle, error) {
+	if p.keyset == "" || p.tenant != nil {
+		return p.tenant, nil
+	}
+	h, err := readKeyset(ctx, p.keyset)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", f.name, err)
+	}
+	p.tenant = h
+	return h, nil
 }
 
 // kmsConfig says how Cloud KMS is reached; tests have a double of it.

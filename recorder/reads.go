@@ -62,9 +62,9 @@ func (f *flags) record(ctx context.Context, p *where) (*reads, error) {
 	if p.keyset == "" {
 		return nil, nil
 	}
-	tenant, err := readKeyset(p.keyset)
+	tenant, err := f.tenant(ctx, p)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", f.name, err)
+		return nil, err
 	}
 	dir, err := f.readsDir(p)
 	if err != nil {

@@ -194,7 +194,7 @@ func (f *flags) reconcileHere(ctx context.Context, p *where, c reconcile.Config,
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, v.Close()) }()
-	keys, err := f.keys(p, v)
+	keys, err := f.keys(ctx, p, v)
 	if err != nil {
 		return nil, err
 	}

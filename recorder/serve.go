@@ -129,7 +129,7 @@ func serve(ctx context.Context, c *serveConfig, stdout io.Writer, log *slog.Logg
 		Keys: func() (ledger.Opener, error) {
 			return keyring.New(keyring.Config{Source: v, Tenant: tenant.current.Load()})
 		},
-		Tenant: tenant,
+		Tenant: tenant.current.Load,
 		Exported: func(ctx context.Context, by, sum string, keys []string) error {
 			return registerExport(ctx, spec, by, sum, keys)
 		},

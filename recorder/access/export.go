@@ -14,6 +14,8 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/tink-crypto/tink-go/v2/keyset"
+
 	"verbatim.dev/recorder/bundle"
 	"verbatim.dev/recorder/reconcile"
 	"verbatim.dev/recorder/record"
@@ -184,9 +186,13 @@ func (c *call) export() error {
 	if err := c.reason(what, req.Why, true); err != nil {
 		return err
 	}
+	var tenant *keyset.Handle
+	if c.s.c.Tenant != nil {
+		tenant = c.s.c.Tenant()
+	}
 	out := &sent{c: c, sum: sha256.New()}
 	stats, err := bundle.Write(c.r.Context(), bundle.Config{
-		Vault: c.s.c.Vault, Tenant: c.s.c.Tenant, Selection: selection, NoPayload: req.NoPayload, Now: c.s.c.Now(),
+		Vault: c.s.c.Vault, Tenant: tenant, Selection: selection, NoPayload: req.NoPayload, Now: c.s.c.Now(),
 		Chosen: func(_ context.Context, ids []string) (err error) {
 			out.of, err = c.granted(what, req.Why, ids)
 			return err

@@ -48,8 +48,9 @@ type Config struct {
 	// Keys returns what opens bodies, anew for each request: a key that was
 	// erased must not live on in a cache.
 	Keys func() (ledger.Opener, error)
-	// Tenant is the tenant's private keyset, for bundles. Nil: they hold no keys.
-	Tenant *keyset.Handle
+	// Tenant returns the tenant's private keyset as it is now, for bundles. Nil:
+	// they hold no keys.
+	Tenant func() *keyset.Handle
 	// Exported, where set, notes in the vault that a bundle with data keys left:
 	// who made it, the file's SHA-256 in hex, and the keys, EPOCH/KEYID.
 	Exported func(ctx context.Context, by, sha256 string, keys []string) error

@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tink-crypto/tink-go/v2/keyset"
+
 	"verbatim.dev/recorder/keyring"
 	"verbatim.dev/recorder/ledger"
 	"verbatim.dev/recorder/ledger/ledgertest"
@@ -111,7 +113,7 @@ func start(t *testing.T, change func(*Config)) *rig {
 	g.Cut()
 	c := Config{
 		Name: "auditors-1", Vault: r.vault, Recorder: r.taker, Refused: func() { r.refused++ }, Durable: 50 * time.Millisecond,
-		Tenant: tenant,
+		Tenant: func() *keyset.Handle { return tenant },
 		Keys:   func() (ledger.Opener, error) { return keyring.New(keyring.Config{Source: r.vault, Tenant: tenant}) },
 		Now:    func() time.Time { return r.now },
 		Authenticate: func(req *http.Request) (*Reader, error) {
