@@ -24,6 +24,7 @@ type logFlags struct {
 	quorum    int
 	interval  time.Duration
 	timeout   time.Duration
+	delay     time.Duration
 }
 
 func (f *flags) logFlags(o *logFlags) {
@@ -34,6 +35,7 @@ func (f *flags) logFlags(o *logFlags) {
 	})
 	f.IntVar(&o.quorum, "quorum", 0, "how many of the witnesses must cosign, `N`; else it is an alarm (default 0: all)")
 	f.DurationVar(&o.interval, "log-interval", sinklog.DefaultInterval, "how often the log is committed and cosigned, `DURATION`")
+	f.DurationVar(&o.delay, "log-delay", 0, "commit and cosign so long after a new entry too, `DURATION`: sooner, at the price of more objects (default 0: at the interval alone)")
 	f.DurationVar(&o.timeout, "witness-timeout", sinklog.DefaultTimeout, "how long the witnesses may take, `DURATION`")
 }
 
@@ -48,8 +50,8 @@ func (f *flags) logConfig(o *logFlags) (*sinklog.Config, error) {
 		}
 		return nil, nil
 	}
-	if o.interval <= 0 || o.timeout <= 0 {
-		return nil, wrong("--log-interval and --witness-timeout must be above 0")
+	if o.interval <= 0 || o.timeout <= 0 || o.delay < 0 {
+		return nil, wrong("--log-interval and --witness-timeout must be above 0, --log-delay not below")
 	}
 	if o.quorum < 0 || o.quorum > len(o.witnesses) {
 		return nil, wrong("--quorum %d of %d witnesses", o.quorum, len(o.witnesses))
@@ -58,7 +60,7 @@ func (f *flags) logConfig(o *logFlags) (*sinklog.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: --log-key: %w", f.name, err)
 	}
-	c := &sinklog.Config{Key: key, Quorum: o.quorum, Interval: o.interval, Timeout: o.timeout}
+	c := &sinklog.Config{Key: key, Quorum: o.quorum, Interval: o.interval, Timeout: o.timeout, Delay: o.delay}
 	seen := map[string]bool{}
 	for _, w := range o.witnesses {
 		url, vkey, ok := strings.Cut(w, "=")

@@ -93,10 +93,10 @@ It trusts %s. With a token of that issuer in token.jwt, try:
 // evidence shows what was recorded, once the vault has it, and verifies it.
 func (d *demo) evidence(ctx context.Context, since time.Time) error {
 	recorder := filepath.Join(d.bin, "recorder")
-	flags := []string{"--vault", d.stack.Vault(), "--keyset", d.stack.Keyset()}
+	search := []string{"search", "--server", d.stack.ServeURL(), "--token-file", d.tokens.file(auditor), "--why", "demonstration"}
 	at := since.UTC().Format(time.RFC3339)
 	for { // the vault is at most a cut and a moment behind
-		out, err := exec.CommandContext(ctx, recorder, append([]string{"search", "--since", at, "--decision", "deny", "--format", "json"}, flags...)...).Output()
+		out, err := exec.CommandContext(ctx, recorder, append(search, "--since", at, "--decision", "deny", "--format", "json")...).Output()
 		if err == nil && bytes.Contains(out, []byte("DELETE")) || d.upstream != "" && err == nil && len(out) > 0 {
 			break
 		}
@@ -107,11 +107,40 @@ func (d *demo) evidence(ctx context.Context, since time.Time) error {
 		}
 	}
 	fmt.Fprintln(d.out, "\nWhat the flight recorder has of it (recorder search):")
-	if err := d.tool(ctx, recorder, append([]string{"search", "--since", at}, flags...)...); err != nil {
+	if err := d.tool(ctx, recorder, append(search, "--since", at)...); err != nil {
+		return err
+	}
+	verify := []string{"verify", "--vault", d.stack.Vault(), "--keyset", d.stack.Keyset(), "--trust", d.stack.Trust(), "--log-key", d.stack.LogKey(), "--witness", d.stack.WitnessKey()}
+	if err := d.cosigned(ctx, recorder, verify); err != nil {
 		return err
 	}
 	fmt.Fprintln(d.out, "\nAnd it has not been tampered with (recorder verify):")
-	return d.tool(ctx, recorder, append([]string{"verify", "--trust", d.stack.Trust()}, flags...)...)
+	return d.tool(ctx, recorder, verify...)
+}
+
+// cosigned waits until the witness has seen what the agent did.
+func (d *demo) cosigned(ctx context.Context, recorder string, verify []string) error {
+	for {
+		var r struct {
+			Log struct {
+				Size     int64 `json:"size"`
+				Cosigned int64 `json:"cosigned_size"`
+				Unlogged int64 `json:"unlogged_segments"`
+			} `json:"log"`
+		}
+		out, err := exec.CommandContext(ctx, recorder, append(verify, "--format", "json")...).Output()
+		if err == nil {
+			err = json.Unmarshal(out, &r)
+		}
+		if err == nil && r.Log.Size > 0 && r.Log.Cosigned == r.Log.Size && r.Log.Unlogged == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the witness has cosigned nothing of it: %w %v", ctx.Err(), err)
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
 }
 
 func (d *demo) tool(ctx context.Context, path string, args ...string) error {
@@ -138,7 +167,11 @@ Point your own client here (BigQuery at %s, project %s):
 
 Tokens of ready-made callers: %s
 Evidence:                     %s/recorder search | show RECEIPT | verify   (they read %s/run.json)
-`, url, d.project, d.home, url, url, url, d.project, url, d.project, d.tokens.file("analyst"), d.tokens.dir, bin, d.home)
+The same, the reader proven:  %s/recorder search --server %s --token-file %s
+Who read what:                %s/recorder accesses
+Witness of the sink's log:    %s   (recorder verify --log-key %s --witness %s)
+`, url, d.project, d.home, url, url, url, d.project, url, d.project, d.tokens.file("analyst"), d.tokens.dir, bin, d.home,
+		bin, d.stack.ServeURL(), d.tokens.file(auditor), bin, d.stack.WitnessURL(), d.stack.LogKey(), d.stack.WitnessKey())
 }
 
 // indent writes lines two columns to the right, however they are cut up.

@@ -14,11 +14,25 @@ import (
 	"verbatim.dev/deploy/local/stack"
 )
 
-// tokens are the ready-made callers' tokens, each in a file that is kept
-// fresh.
+// tokens are the auditor's and the ready-made callers' tokens, each in a file
+// that is kept fresh.
 type tokens struct {
-	stack *stack.Stack
-	dir   string
+	stack   *stack.Stack
+	dir     string
+	callers bool // false: the gateway trusts none of them
+}
+
+// auditor reads the evidence by way of recorder serve.
+const auditor = "auditor"
+
+func (t *tokens) names() []string {
+	names := []string{auditor}
+	if t.callers {
+		for _, c := range issuer.Callers(stack.Audience) {
+			names = append(names, c.Name)
+		}
+	}
+	return names
 }
 
 const (
@@ -32,12 +46,12 @@ func (t *tokens) write() error {
 	if err := os.MkdirAll(t.dir, 0o700); err != nil {
 		return err
 	}
-	for _, c := range issuer.Callers(stack.Audience) {
-		token, err := t.stack.Token(c.Name, tokenLife)
+	for _, name := range t.names() {
+		token, err := t.stack.Token(name, tokenLife)
 		if err != nil {
 			return err
 		}
-		if err := stack.WriteFile(t.file(c.Name), []byte(token)); err != nil {
+		if err := stack.WriteFile(t.file(name), []byte(token)); err != nil {
 			return err
 		}
 	}
@@ -60,25 +74,30 @@ func (t *tokens) keep(ctx context.Context, stderr io.Writer) {
 
 // runFile is run.json: where everything is.
 type runFile struct {
-	BigQuery string            `json:"bigquery"`
-	Issuer   string            `json:"issuer"`
-	Vault    string            `json:"vault"`
-	Keyset   string            `json:"keyset"`
-	Trust    string            `json:"trust"`
-	Project  string            `json:"project"`
-	Config   string            `json:"config"`
-	Tokens   map[string]string `json:"tokens"`
+	BigQuery string `json:"bigquery"`
+	Issuer   string `json:"issuer"`
+	Vault    string `json:"vault"`
+	Keyset   string `json:"keyset"`
+	Trust    string `json:"trust"`
+	// Serve is where auditors read, Witness where the sink's log is cosigned;
+	// the files hold the public keys of that log and of the witness.
+	Serve      string            `json:"serve"`
+	Witness    string            `json:"witness"`
+	LogKey     string            `json:"log_key"`
+	WitnessKey string            `json:"witness_key"`
+	Project    string            `json:"project"`
+	Config     string            `json:"config"`
+	Tokens     map[string]string `json:"tokens"`
 }
 
 // writeRun writes run.json and env.sh; that they are there means that
 // everything is ready.
 func writeRun(s settings, st *stack.Stack, t *tokens) error {
 	r := runFile{BigQuery: st.URL(), Issuer: st.Issuer.Issuer(issuer.Corp).URL(), Vault: st.Vault(), Keyset: st.Keyset(), Trust: st.Trust(),
+		Serve: st.ServeURL(), Witness: st.WitnessURL(), LogKey: st.LogKey(), WitnessKey: st.WitnessKey(),
 		Project: s.project, Config: st.ConfigFile(), Tokens: map[string]string{}}
-	if s.local {
-		for _, c := range issuer.Callers(stack.Audience) {
-			r.Tokens[c.Name] = t.file(c.Name)
-		}
+	for _, name := range t.names() {
+		r.Tokens[name] = t.file(name)
 	}
 	if s.issuer != "" {
 		r.Issuer = s.issuer

@@ -100,6 +100,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	c := stack.Config{
 		Home: s.home, Extproc: filepath.Join(s.bin, "extproc"), Recorder: filepath.Join(s.bin, "recorder"),
 		Envoy: t.Envoy, Project: s.project, Listen: s.listen, IssuerListen: env("ISSUER_LISTEN", "127.0.0.1:9051"), Progress: stdout,
+		Audited: true, WitnessListen: env("WITNESS_LISTEN", "127.0.0.1:9052"), ServeListen: env("SERVE_LISTEN", "127.0.0.1:9053"),
 	}
 	if c.Policy, err = writePolicy(s); err != nil {
 		return err
@@ -125,19 +126,17 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	}
 	defer st.Stop()
 
-	tokens := &tokens{stack: st, dir: filepath.Join(s.home, "tokens")}
-	if s.local {
-		if err := tokens.write(); err != nil {
-			return err
-		}
-		fresh, stopFresh := context.WithCancel(ctx)
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			tokens.keep(fresh, stderr)
-		}()
-		defer func() { stopFresh(); <-done }()
+	tokens := &tokens{stack: st, dir: filepath.Join(s.home, "tokens"), callers: s.local}
+	if err := tokens.write(); err != nil {
+		return err
 	}
+	fresh, stopFresh := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		tokens.keep(fresh, stderr)
+	}()
+	defer func() { stopFresh(); <-done }()
 	d := &demo{settings: s, stack: st, tokens: tokens, tools: t, out: stdout}
 	if err := d.run(ctx); err != nil {
 		return fmt.Errorf("demonstration: %w", err)
@@ -158,6 +157,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		return fmt.Errorf("extproc ended: %v; see %s", st.Extproc.Err(), filepath.Join(s.home, "log/extproc.log"))
 	case <-st.Sink.Done():
 		return fmt.Errorf("the sink ended: %v; see %s", st.Sink.Err(), filepath.Join(s.home, "log/sink.log"))
+	case <-st.Witness.Done():
+		return fmt.Errorf("the witness ended: %v; see %s", st.Witness.Err(), filepath.Join(s.home, "log/witness.log"))
+	case <-st.Serve.Done():
+		return fmt.Errorf("the service for auditors ended: %v; see %s", st.Serve.Err(), filepath.Join(s.home, "log/serve.log"))
 	case <-st.Envoy.Done():
 		return fmt.Errorf("the proxy Envoy ended: %v; see %s", st.Envoy.Err(), filepath.Join(s.home, "log/envoy.log"))
 	}

@@ -74,6 +74,9 @@ type Config struct {
 	Quorum    int
 	Interval  time.Duration // 0: DefaultInterval
 	Timeout   time.Duration // of the witnesses; 0: DefaultTimeout
+	// Delay, where set, is how long after a new entry the log is committed and
+	// cosigned, not only at the next Interval. Each costs some objects.
+	Delay time.Duration
 	Logger    *slog.Logger
 	// Alarm, where set, is called when something begins to be wrong, not each
 	// time it still is. It must not block.
@@ -419,7 +422,7 @@ func (l *Log) run(ctx context.Context) error {
 	if err := l.work(ctx, true); err != nil {
 		return err
 	}
-	var retry <-chan time.Time
+	var retry, soon <-chan time.Time
 	for {
 		queue := l.queue
 		if len(l.pending) >= queueSize {
@@ -432,9 +435,14 @@ func (l *Log) run(ctx context.Context) error {
 		case c := <-queue:
 			l.pending = append(l.pending, c)
 			l.drain()
+			if l.c.Delay > 0 && soon == nil {
+				soon = time.After(l.c.Delay)
+			}
 			if len(l.pending) < TileWidth || retry != nil {
 				continue
 			}
+		case <-soon:
+			soon, due = nil, true
 		case <-retry:
 		case <-tick.C:
 			due = true

@@ -70,6 +70,11 @@ func Analyst(audience string) map[string]any {
 	return person(audience, "ada", map[string]any{"groups": []string{"analysts", "everyone"}})
 }
 
+// Auditor is a human in the group auditors, who reads the evidence.
+func Auditor(audience string) Caller {
+	return Caller{Name: "auditor", Issuer: Corp, Claims: person(audience, "grace", map[string]any{"groups": []string{"auditors", "everyone"}})}
+}
+
 // Intruder is a human whom the issuer knows and nobody granted anything.
 func Intruder(audience string) map[string]any {
 	return person(audience, "mallory", map[string]any{"groups": []string{"everyone"}})

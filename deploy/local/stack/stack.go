@@ -1,7 +1,8 @@
 // Package stack runs the whole of Verbatim on loopback: the upstream (the
 // emulator behind its double, or a BigQuery that is named), an OpenID Connect
-// issuer, the gateway, the sink and Envoy. `make run` and the end-to-end tests
-// start the same thing.
+// issuer, the gateway, the sink and Envoy; where asked for, also the sink's log
+// with a witness, and the service that reads for auditors. `make run` and the
+// end-to-end tests start the same thing.
 //
 // Rule of the folder: real processes, started in the order in which they need
 // each other and stopped in the opposite one; all files under one folder.
@@ -20,6 +21,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -35,8 +37,12 @@ import (
 	"verbatim.dev/recorder/record"
 )
 
-// Audience is what the local tokens are for.
-const Audience = "verbatim"
+// Audience is what the local tokens are for, AuditAudience what those of auditors
+// are for: one is worth nothing where the other is asked for.
+const (
+	Audience      = "verbatim"
+	AuditAudience = "verbatim-auditors"
+)
 
 // TokenIssuer is the issuer of the gateway's own tokens, and the audience that
 // clients name at its token endpoint. It is a name: nothing listens there.
@@ -61,6 +67,11 @@ type Config struct {
 	// Listen is Envoy's address; 127.0.0.1:0 where empty. IssuerListen is the
 	// issuer's.
 	Listen, IssuerListen string
+	// Audited has the sink keep its log, with a witness, and starts recorder
+	// serve. Their addresses are WitnessListen and ServeListen, free ports of
+	// 127.0.0.1 where empty.
+	Audited                    bool
+	WitnessListen, ServeListen string
 	// Issuers are more issuers to trust, as in extproc's configuration.
 	Issuers []map[string]any
 	// Policy is a folder of Rego and data, or of data alone.
@@ -85,6 +96,8 @@ type Stack struct {
 	Envoy   *tools.Envoy
 	Extproc *tools.Process
 	Sink    *tools.Process
+	Witness *tools.Process // nil unless Audited, as Serve
+	Serve   *tools.Process
 
 	address string // of extproc, where Configure took it off its socket
 
@@ -107,6 +120,16 @@ func (s *Stack) Keyset() string { return s.path("keys/tenant.json") }
 
 // Trust is the deployment's public key.
 func (s *Stack) Trust() string { return s.path("keys/deployment.pub") }
+
+// LogKey is the public key of the sink's log.
+func (s *Stack) LogKey() string { return s.path("keys/log.pub") }
+
+// WitnessKey is the witness's public key.
+func (s *Stack) WitnessKey() string { return s.path("witness/key.pub") }
+
+// WitnessURL and ServeURL are where the two listen.
+func (s *Stack) WitnessURL() string { return "http://" + s.cfg.WitnessListen }
+func (s *Stack) ServeURL() string   { return "http://" + s.cfg.ServeListen }
 
 // ConfigFile is extproc's configuration.
 func (s *Stack) ConfigFile() string { return s.path("extproc.yaml") }
@@ -140,7 +163,7 @@ func Start(ctx context.Context, c Config) (_ *Stack, err error) {
 			s.Stop()
 		}
 	}()
-	for _, d := range []string{"journal", "vault", "keys", "run", "log", "envoy"} {
+	for _, d := range []string{"journal", "vault", "keys", "run", "log", "envoy", "witness", "auditors"} {
 		if err := os.MkdirAll(s.path(d), 0o700); err != nil {
 			return nil, fmt.Errorf("stack: %w", err)
 		}
@@ -157,9 +180,21 @@ func Start(ctx context.Context, c Config) (_ *Stack, err error) {
 	if err := s.configure(); err != nil {
 		return nil, err
 	}
+	if c.Audited {
+		fmt.Fprintln(c.Progress, "starting the witness")
+		if err := s.StartWitness(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if c.Recorder != "" {
 		fmt.Fprintln(c.Progress, "starting the sink")
 		if err := s.StartSink(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if c.Audited {
+		fmt.Fprintln(c.Progress, "starting the service for auditors")
+		if err := s.StartServe(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -213,6 +248,11 @@ func (s *Stack) keys() error {
 		}
 		if err := os.WriteFile(s.path("keys/token.pem"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: b}), 0o600); err != nil {
 			return fmt.Errorf("stack: %w", err)
+		}
+	}
+	if s.cfg.Audited {
+		if err := s.logKeys(); err != nil {
+			return err
 		}
 	}
 	if _, err := os.Stat(s.path("keys/session.key")); errors.Is(err, os.ErrNotExist) {
@@ -270,7 +310,15 @@ func (s *Stack) configure() error {
 
 // StartSink starts the sink and waits until it listens.
 func (s *Stack) StartSink(ctx context.Context) error {
-	p, err := s.start("sink", s.cfg.Recorder, "sink", "--vault", s.Vault(), "--listen", "unix:"+s.path("run/sink.sock"))
+	args := []string{"sink", "--vault", s.Vault(), "--listen", "unix:" + s.path("run/sink.sock")}
+	if s.cfg.Audited {
+		key, err := os.ReadFile(s.WitnessKey())
+		if err != nil {
+			return fmt.Errorf("stack: %w", err)
+		}
+		args = append(args, "--log-key", s.path("keys/log.key"), "--witness", s.WitnessURL()+"="+strings.TrimSpace(string(key)), "--log-delay", "200ms")
+	}
+	p, err := s.start("sink", s.cfg.Recorder, args...)
 	if err != nil {
 		return err
 	}
@@ -382,6 +430,9 @@ func (s *Stack) Token(name string, ttl time.Duration) (string, error) {
 			return s.Issuer.Mint(c, ttl)
 		}
 	}
+	if c := issuer.Auditor(AuditAudience); c.Name == name {
+		return s.Issuer.Mint(c, ttl)
+	}
 	return "", fmt.Errorf("stack: no ready-made caller %q", name)
 }
 
@@ -399,8 +450,14 @@ func (s *Stack) Stop() {
 	if s.Extproc != nil {
 		s.Extproc.Stop() // ships what it holds before it ends
 	}
+	if s.Serve != nil {
+		s.Serve.Stop()
+	}
 	if s.Sink != nil {
 		s.Sink.Stop()
+	}
+	if s.Witness != nil { // the sink's last checkpoint is cosigned
+		s.Witness.Stop()
 	}
 	if s.Issuer != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
