@@ -10,11 +10,14 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"reflect"
+	"sync"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
 
 	"verbatim.dev/extproc/auth"
+	"verbatim.dev/extproc/config"
 	"verbatim.dev/recorder/access"
 	"verbatim.dev/recorder/journal"
 	"verbatim.dev/recorder/keyring"
@@ -36,9 +39,10 @@ What cannot be recorded is not given out (503).
   viewer    reads metadata, and of the SQL its SHA-256
 
 Who somebody is comes from a token of an OIDC issuer, checked as the gateway checks
-callers. The records go to the sink of this machine, into the vault, in an epoch of
-the service's own that the deployment's key certifies: verify proves them like all
-others, and recorder accesses lists them. FILE is explained in serve.example.yaml.
+callers. The records go to the sink of this machine, or over Pub/Sub, into the vault,
+in an epoch of the service's own that the deployment's key certifies: verify proves them
+like all others, and recorder accesses lists them. FILE is explained in
+serve.example.yaml. Issuers and roles in it are read again when it changes.
 
 Runs until SIGTERM or SIGINT. Prints one line when it listens; logs are JSON on
 standard error.
@@ -70,13 +74,13 @@ func serveCommand(ctx context.Context, args []string, stdout, stderr io.Writer) 
 	if err != nil {
 		return fmt.Errorf("serve: %w", err)
 	}
-	if err := serve(ctx, c, stdout, slog.New(slog.NewJSONHandler(stderr, nil))); err != nil {
+	if err := serve(ctx, *path, c, stdout, slog.New(slog.NewJSONHandler(stderr, nil))); err != nil {
 		return fmt.Errorf("serve: %w", err)
 	}
 	return nil
 }
 
-func serve(ctx context.Context, c *serveConfig, stdout io.Writer, log *slog.Logger) (err error) {
+func serve(ctx context.Context, path string, c *serveConfig, stdout io.Writer, log *slog.Logger) (err error) {
 	tenant, err := openLiveKeyset(ctx, c.Keyset, log)
 	if err != nil {
 		return err
@@ -106,7 +110,10 @@ func serve(ctx context.Context, c *serveConfig, stdout io.Writer, log *slog.Logg
 	if err != nil {
 		return err
 	}
-	defer door.verifier.Close()
+	defer door.close()
+	if err := c.checkPubSub(ctx, log); err != nil {
+		return err
+	}
 
 	j, err := journal.Open(ctx, journal.Config{
 		Dir: c.Journal.Dir, Gateway: c.Name, Version: record.Build, Tenant: public, Deployment: deployment,
@@ -120,12 +127,13 @@ func serve(ctx context.Context, c *serveConfig, stdout io.Writer, log *slog.Logg
 		defer cancel()
 		return errors.Join(why, j.Close(end, "stopped"))
 	}
-	client, err := transport.NewClient(transport.ClientConfig{Socket: c.Sink, Gateway: c.Name, Logger: log})
+	shipper, err := c.shipper(ctx, j, log)
 	if err != nil {
 		return stopped(err)
 	}
+	defer func() { err = errors.Join(err, shipper.close()) }()
 	service, err := access.New(access.Config{
-		Name: c.Name, Vault: v, Recorder: j, Refused: j.Refuse, Authenticate: door.authenticate,
+		Name: c.Name, Vault: v, Recorder: shipper.recorder, Refused: j.Refuse, Authenticate: door.authenticate,
 		Keys: func() (ledger.Opener, error) {
 			return keyring.New(keyring.Config{Source: v, Tenant: tenant.current.Load()})
 		},
@@ -154,7 +162,7 @@ func serve(ctx context.Context, c *serveConfig, stdout io.Writer, log *slog.Logg
 	shipped := make(chan struct{})
 	go func() {
 		defer close(shipped)
-		err := client.Ship(background, transport.Journal{Acknowledge: j.Acknowledge, Tail: func() transport.Source { return transport.NewSource(j.Tail()) }})
+		err := shipper.client.Ship(background, transport.Journal{Acknowledge: j.Acknowledge, Tail: func() transport.Source { return transport.NewSource(j.Tail()) }})
 		if err != nil && background.Err() == nil {
 			log.Error("shipping ended", "error", err)
 		}
@@ -163,6 +171,13 @@ func serve(ctx context.Context, c *serveConfig, stdout io.Writer, log *slog.Logg
 		Handler: health(service, j), ReadHeaderTimeout: headerTime, ReadTimeout: readTime, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
+	following, stopFollowing := context.WithCancel(background)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		door.follow(following, path)
+	}()
+	defer func() { stopFollowing(); <-watched }()
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	_, err = fmt.Fprintf(stdout, "recorder serve: ready, %s at %s://%s, epoch %s\n", c.Name, scheme, listener.Addr(), j.Epoch())
@@ -232,47 +247,121 @@ func (c *serveConfig) listen() (net.Listener, string, error) {
 	return tls.NewListener(l, &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: pair, NextProtos: []string{"http/1.1"}}), "https", nil
 }
 
+// reloadPoll is how often the files that say who may read are looked at.
+const reloadPoll = time.Second
+
 // door proves who asks.
 type door struct {
+	session []byte // the key of sessions, of this process alone
+	log     *slog.Logger
+
+	mu  sync.Mutex
+	now *who
+}
+
+// who says who may read; it does not change.
+type who struct {
 	c        *serveConfig
 	verifier *auth.Verifier
-	session  []byte // the key of sessions, of this process alone
-	log      *slog.Logger
+	using    sync.WaitGroup // requests
 }
 
 func newDoor(ctx context.Context, c *serveConfig, log *slog.Logger) (*door, error) {
+	d := &door{session: make([]byte, 32), log: log}
+	if _, err := rand.Read(d.session); err != nil {
+		return nil, err
+	}
+	w, err := newWho(ctx, c, nil, log)
+	if err != nil {
+		return nil, err
+	}
+	d.now = w
+	return d, nil
+}
+
+func newWho(ctx context.Context, c *serveConfig, before *auth.Verifier, log *slog.Logger) (*who, error) {
 	issuers, err := c.issuers()
 	if err != nil {
 		return nil, err
 	}
-	d := &door{c: c, session: make([]byte, 32), log: log}
-	if _, err := rand.Read(d.session); err != nil {
+	w := &who{c: c}
+	if w.verifier, err = auth.New(context.WithoutCancel(ctx), auth.Config{Issuers: issuers, Logger: log}, before); err != nil {
 		return nil, err
 	}
-	if d.verifier, err = auth.New(context.WithoutCancel(ctx), auth.Config{Issuers: issuers, Logger: log}, nil); err != nil {
+	if _, err := w.revocations(); err != nil {
+		w.verifier.Close()
 		return nil, err
 	}
-	if _, err := d.revocations(); err != nil {
-		d.verifier.Close()
-		return nil, err
+	return w, nil
+}
+
+func (d *door) close() {
+	d.now.using.Wait()
+	d.now.verifier.Close()
+}
+
+// follow reads issuers and roles again whenever the configuration changes,
+// until ctx ends.
+func (d *door) follow(ctx context.Context, path string) {
+	for ctx.Err() == nil {
+		watch, stop := context.WithCancel(ctx)
+		<-config.Watch(watch, d.now.c.files(path), reloadPoll, func([]string) {
+			if err := d.reload(ctx, path); err != nil {
+				d.log.Error("configuration not loaded, who may read stays as it was", "error", err)
+			}
+			stop() // other files may be named now
+		})
+		stop()
 	}
-	return d, nil
+}
+
+// reload is called by one goroutine.
+func (d *door) reload(ctx context.Context, path string) error {
+	c, err := readServeConfig(path)
+	if err != nil {
+		return err
+	}
+	w, err := newWho(ctx, c, d.now.verifier, d.log)
+	if err != nil {
+		return err
+	}
+	if before, after := d.now.c.fixed(), c.fixed(); !reflect.DeepEqual(before, after) {
+		d.log.Warn("the configuration changed beyond issuers, roles and revocations: that takes effect at the next start")
+	}
+	d.mu.Lock()
+	before := d.now
+	d.now = w
+	d.mu.Unlock()
+	d.log.Info("configuration loaded: who may read", "issuers", len(c.Issuers))
+	before.using.Wait()
+	before.verifier.Close()
+	return nil
+}
+
+// take returns who may read now; call Done on using.
+func (d *door) take() *who {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.now.using.Add(1)
+	return d.now
 }
 
 // revocations are read for each request: who is taken off the list of readers
 // is so at once.
-func (d *door) revocations() (*auth.Revocations, error) {
-	if d.c.Revocations == "" {
+func (w *who) revocations() (*auth.Revocations, error) {
+	if w.c.Revocations == "" {
 		return &auth.Revocations{}, nil
 	}
-	list, err := auth.LoadRevocations(d.c.Revocations)
+	list, err := auth.LoadRevocations(w.c.Revocations)
 	if err != nil {
 		return nil, err
 	}
-	return list.For(d.verifier)
+	return list.For(w.verifier)
 }
 
 func (d *door) authenticate(r *http.Request) (*access.Reader, error) {
+	w := d.take()
+	defer w.using.Done()
 	var headers []record.Header
 	for name, values := range r.Header {
 		for _, v := range values {
@@ -283,11 +372,11 @@ func (d *door) authenticate(r *http.Request) (*access.Reader, error) {
 	if err != nil {
 		return nil, refusal(err)
 	}
-	id, err := d.verifier.Verify(r.Context(), token)
+	id, err := w.verifier.Verify(r.Context(), token)
 	if err != nil {
 		return nil, refusal(err)
 	}
-	list, err := d.revocations()
+	list, err := w.revocations()
 	if err != nil {
 		return nil, fmt.Errorf("revocations: %w", err)
 	}
@@ -295,7 +384,7 @@ func (d *door) authenticate(r *http.Request) (*access.Reader, error) {
 		return nil, refusal(err)
 	}
 	return &access.Reader{
-		Principal: id.Principal, Provenance: id.Provenance, Role: d.c.role(id), Session: auth.Session(d.session, id, time.Now()), Expires: id.Expires,
+		Principal: id.Principal, Provenance: id.Provenance, Role: w.c.role(id), Session: auth.Session(d.session, id, time.Now()), Expires: id.Expires,
 	}, nil
 }
 

@@ -18,13 +18,16 @@ func TestServeExample(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all := strings.NewReplacer("\n#tls:\n  #certificate", "\ntls:\n  certificate", "\n  #key: serve", "\n  key: serve", "\n#revocations", "\nrevocations", "\n    #subjects", "\n    subjects").Replace(string(b))
+	all := strings.NewReplacer("\n#tls:\n  #certificate", "\ntls:\n  certificate", "\n  #key: serve", "\n  key: serve", "\n#revocations", "\nrevocations", "\n    #subjects", "\n    subjects",
+		"\nsink: /run", "\n# sink: /run", "\n#pubsub", "\npubsub", "\n  #project", "\n  project", "\n  #topic", "\n  topic", "\n  #subscription", "\n  subscription",
+		"\n  #ack_topic", "\n  ack_topic", "\n  #ack_subscription", "\n  ack_subscription", "\n  #shards", "\n  shards", "durability: local ", "durability: published ",
+	).Replace(string(b))
 	for _, line := range strings.Split(all, "\n") {
 		if l := strings.TrimLeft(line, " "); len(l) > 1 && l[0] == '#' && l[1] != ' ' {
 			t.Errorf("an alternative is not tried: %q", line)
 		}
 	}
-	for _, text := range []string{string(b), all} {
+	for i, text := range []string{string(b), all} {
 		dir := t.TempDir()
 		path := filepath.Join(dir, "serve.yaml")
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
@@ -34,7 +37,7 @@ func TestServeExample(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if c.Keyset != filepath.Join(dir, "tenant.json") || c.Sink != "/run/verbatim/sink.sock" || c.limit != 256<<20 || c.keep == 0 {
+		if c.Keyset != filepath.Join(dir, "tenant.json") || (c.Sink == "/run/verbatim/sink.sock") != (i == 0) || (c.PubSub == nil) != (i == 0) || c.limit != 256<<20 || c.keep == 0 {
 			t.Errorf("read %+v", c)
 		}
 		issuers, err := c.issuers()
@@ -67,6 +70,12 @@ func TestServeConfigErrors(t *testing.T) {
 		"unqualified":     {"corp/security", "security", "want ISSUER/NAME"},
 		"no groups claim": {"    groups_claim: groups\n", "", "has no groups_claim"},
 		"nobody":          {"roles:", "unused: 1\nroles:", "unknown field"},
+		"no transport":    {"sink: /run/verbatim/sink.sock", "", "or give pubsub"},
+		"two transports":  {"sink: /run/verbatim/sink.sock", "sink: /s\npubsub: {project: p, topic: t1t, subscription: sss, ack_topic: aaa, ack_subscription: bbb}", "exclude each other"},
+		"a whole name":    {"sink: /run/verbatim/sink.sock", "pubsub: {project: p, topic: projects/p/topics/t, subscription: sss, ack_topic: aaa, ack_subscription: bbb}", "pubsub.topic"},
+		"one topic":       {"sink: /run/verbatim/sink.sock", "pubsub: {project: p, topic: aaa, subscription: sss, ack_topic: aaa, ack_subscription: bbb}", "of their own"},
+		"published":       {"durability: local", "durability: published", "goes with pubsub only"},
+		"durability":      {"durability: local", "durability: eternal", "want local or published"},
 		"interval":        {"cut_interval: 5s", "cut_interval: soon", "journal.cut_interval"},
 	} {
 		text := strings.Replace(string(b), test.old, test.to, 1)

@@ -16,6 +16,7 @@ import (
 
 	"verbatim.dev/extproc/auth"
 	"verbatim.dev/recorder/access"
+	"verbatim.dev/recorder/transport/pubsub"
 	"verbatim.dev/recorder/vault/place"
 )
 
@@ -32,8 +33,10 @@ type serveConfig struct {
 		Limit       string `yaml:"limit"`
 		CutInterval string `yaml:"cut_interval"`
 	} `yaml:"journal"`
-	Sink      string `yaml:"sink"`
-	Retention struct {
+	Sink       string       `yaml:"sink"`
+	PubSub     *servePubSub `yaml:"pubsub"`
+	Durability string       `yaml:"durability"`
+	Retention  struct {
 		Class string `yaml:"class"`
 		Keep  string `yaml:"keep"`
 	} `yaml:"retention"`
@@ -48,6 +51,23 @@ type serveConfig struct {
 	limit, memory int64
 	cut, keep     time.Duration
 }
+
+// servePubSub says how records reach the sink over Pub/Sub, with the keys that
+// the gateway's configuration has.
+type servePubSub struct {
+	Project         string `yaml:"project"`
+	Topic           string `yaml:"topic"`
+	Subscription    string `yaml:"subscription"`
+	AckTopic        string `yaml:"ack_topic"`
+	AckSubscription string `yaml:"ack_subscription"`
+	Shards          int    `yaml:"shards"`
+}
+
+// The durabilities, as the gateway's configuration has them.
+const (
+	durabilityLocal     = "local"
+	durabilityPublished = "published"
+)
 
 // serveTLS are the PEM files of the service's certificate.
 type serveTLS struct {
@@ -133,7 +153,7 @@ func (c *serveConfig) check() error {
 	}
 	for name, v := range map[string]string{
 		"vault": c.Vault, "keyset (the tenant's private one, tenant.json)": c.Keyset, "journal.dir": c.Journal.Dir,
-		"sink (the socket of recorder sink)": c.Sink, "retention.class": c.Retention.Class, "retention.keep": c.Retention.Keep,
+		"retention.class": c.Retention.Class, "retention.keep": c.Retention.Keep,
 	} {
 		if v == "" {
 			bad("%s is missing", name)
@@ -162,8 +182,63 @@ func (c *serveConfig) check() error {
 	if c.Limits.Requests < 0 || c.Limits.Requests > 1000 {
 		bad("limits.requests %d: want 1 to 1000", c.Limits.Requests)
 	}
-	errs = append(errs, c.checkRoles())
+	errs = append(errs, c.checkTransport(), c.checkRoles())
 	return errors.Join(errs...)
+}
+
+func (c *serveConfig) checkTransport() error {
+	p := c.PubSub
+	switch {
+	case c.Sink == "" && p == nil:
+		return errors.New("sink (the socket of recorder sink) is missing; or give pubsub")
+	case c.Sink != "" && p != nil:
+		return errors.New("sink and pubsub exclude each other: keep one")
+	case c.Durability != "" && c.Durability != durabilityLocal && c.Durability != durabilityPublished:
+		return fmt.Errorf("durability %q: want %s or %s", c.Durability, durabilityLocal, durabilityPublished)
+	case c.Durability == durabilityPublished && p == nil:
+		return errors.New("durability published goes with pubsub only")
+	case p == nil:
+		return nil
+	}
+	if p.Shards == 0 {
+		p.Shards = 1
+	}
+	var errs []error
+	if p.Project == "" {
+		errs = append(errs, errors.New("pubsub.project is missing"))
+	}
+	for _, v := range []struct{ name, kind, id string }{
+		{"topic", "topics", p.Topic}, {"subscription", "subscriptions", p.Subscription}, {"ack_topic", "topics", p.AckTopic}, {"ack_subscription", "subscriptions", p.AckSubscription},
+	} {
+		if _, _, err := pubsub.ParseName("projects/"+p.Project+"/"+v.kind+"/"+v.id, v.kind); p.Project != "" && err != nil {
+			errs = append(errs, fmt.Errorf("pubsub.%s %q: want an id, without projects/ before it", v.name, v.id))
+		}
+	}
+	if p.Topic == p.AckTopic || p.Subscription == p.AckSubscription {
+		errs = append(errs, errors.New("pubsub: records and answers need topics and subscriptions of their own"))
+	}
+	if p.Shards < 1 || p.Shards > 1024 {
+		errs = append(errs, fmt.Errorf("pubsub.shards %d: want 1 to 1024", p.Shards))
+	}
+	return errors.Join(errs...)
+}
+
+// fixed is the configuration without what is read again while the service runs.
+func (c *serveConfig) fixed() serveConfig {
+	f := *c
+	f.Issuers, f.Roles, f.Revocations = nil, nil, ""
+	return f
+}
+
+// files are those that say who may read.
+func (c *serveConfig) files(path string) []string {
+	out := []string{path}
+	for _, i := range c.Issuers {
+		if i.CA != "" {
+			out = append(out, i.CA)
+		}
+	}
+	return out
 }
 
 func (c *serveConfig) checkRoles() error {

@@ -76,8 +76,8 @@ type Config struct {
 	Timeout   time.Duration // of the witnesses; 0: DefaultTimeout
 	// Delay, where set, is how long after a new entry the log is committed and
 	// cosigned, not only at the next Interval. Each costs some objects.
-	Delay time.Duration
-	Logger    *slog.Logger
+	Delay  time.Duration
+	Logger *slog.Logger
 	// Alarm, where set, is called when something begins to be wrong, not each
 	// time it still is. It must not block.
 	Alarm func(error)
