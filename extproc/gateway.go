@@ -38,6 +38,9 @@ type gateway struct {
 	owners *bigquery.Owners
 	jobs   *server.Jobs
 	told   *server.Told
+	// Of what other replicas made, this one asks BigQuery: accounts, sessions.
+	accounts *server.Accounts
+	sessions *server.Sessions
 
 	snapshot atomic.Pointer[server.Gate]
 	engine   atomic.Pointer[policy.Engine]
@@ -56,7 +59,7 @@ type gateway struct {
 const maxOwned = 100_000
 
 func newGateway(log *slog.Logger) *gateway {
-	return &gateway{log: log, owners: bigquery.NewOwners(maxOwned), jobs: server.NewJobs(20_000), told: server.NewTold(4096), sources: map[string]credential.Source{}}
+	return &gateway{log: log, owners: bigquery.NewOwners(maxOwned), jobs: server.NewJobs(20_000), told: server.NewTold(4096), accounts: server.NewAccounts(), sessions: server.NewSessions(10_000), sources: map[string]credential.Source{}}
 }
 
 // gate returns the snapshot for a new exchange, with the policy of this moment.
@@ -122,7 +125,7 @@ func (g *gateway) load(ctx context.Context, cfg *config.Config) error {
 	}
 	g.snapshot.Store(&server.Gate{
 		Verifier: verifier, Revoked: revoked.Revoked, Connections: connections, SessionKey: key,
-		Owners: g.owners, Jobs: g.jobs, Told: g.told, Retention: retention, Logger: g.log, Now: time.Now,
+		Owners: g.owners, Jobs: g.jobs, Told: g.told, Accounts: g.accounts, Sessions: g.sessions, Retention: retention, Logger: g.log, Now: time.Now,
 	})
 	g.retire(cfg, verifier, sources)
 	return nil
@@ -269,6 +272,7 @@ func (g *gateway) connections(cfg *config.Config) ([]*server.Connection, map[str
 			Name: c.Name, Projects: c.Projects, Location: c.Location, REST: strings.TrimSuffix(c.Upstream.REST, "/"),
 			Cluster: envoy.Connection{Name: c.Name}.Cluster(), Recording: c.Recording, Retention: c.Retention,
 			Credential: sources[key], Client: upstreamClient,
+			PerCaller: c.Credential.Kind == credential.KindFederation && c.Credential.Target == "",
 		})
 	}
 	return out, sources, nil

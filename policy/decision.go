@@ -36,6 +36,9 @@ type Decision struct {
 	Labels     map[string]string `json:"labels"`               // to write on the job
 	Credential string            `json:"credential,omitempty"` // a credential's name in the configuration; empty for the connection's own
 	Retention  string            `json:"retention,omitempty"`  // a retention class; empty for the connection's own
+	// Owner is the group of the caller's, qualified, that what the request makes
+	// belongs to; empty for the caller alone.
+	Owner string `json:"owner,omitempty"`
 	// DryRun asks for BigQuery's own word before the decision counts: the
 	// gateway makes a dry run and decides again, with input.sql.dry_run there. It
 	// is never set once that is there.
@@ -80,7 +83,7 @@ var (
 // readDecision reads a decision strictly: a field that is missing, ill-typed or
 // not known is an error. Errors name fields, never values.
 func readDecision(v ast.Value) (*Decision, error) {
-	o, err := readObject("decision", v, []string{"allow", "reasons", "limits", "labels"}, []string{"credential", "retention", "dry_run"})
+	o, err := readObject("decision", v, []string{"allow", "reasons", "limits", "labels"}, []string{"credential", "retention", "owner", "dry_run"})
 	if err != nil {
 		return nil, err
 	}

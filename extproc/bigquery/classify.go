@@ -53,6 +53,7 @@ type Call struct {
 	Job                   *record.Job // from the path and the location parameter; of jobs.list, its parentJobId
 	Upload                Upload
 	UploadID              string // of a chunk
+	UploadProof           string // of a chunk: what the gateway put into its address
 	Exchange              string // the receipt or id in the path of MethodExchange
 }
 
@@ -154,6 +155,8 @@ func Classify(r Request) (Call, *Refusal) {
 	if ref := call.query(route, rawQuery, hasQuery); ref != nil {
 		return call, ref
 	}
+	call.UploadProof = call.Query.Get(UploadProofParam)
+	call.Query.Del(UploadProofParam)
 	if ref := call.upload(); ref != nil {
 		return call, ref
 	}

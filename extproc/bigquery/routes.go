@@ -93,9 +93,13 @@ const (
 var (
 	paramsPaging  = []string{"maxResults", "pageToken"}
 	paramsLocated = []string{"location", "projection"} // Python's client sends projection=full here too
-	paramsUpload  = []string{"uploadType", "upload_id"}
+	paramsUpload  = []string{"uploadType", "upload_id", UploadProofParam}
 	paramsResults = []string{"formatOptions.timestampOutputFormat", "formatOptions.useInt64Timestamp", "maxResults", "pageToken", "startIndex"}
 )
+
+// UploadProofParam is the gateway's own parameter in the address of an upload:
+// whose it is and where it goes. It never goes upstream.
+const UploadProofParam = "verbatim_upload"
 
 // commonParams go with every call.
 var commonParams = []string{"$.xgafv", "alt", "fields", "prettyPrint", "quotaUser"}

@@ -42,7 +42,7 @@ func beyond(f *bigquery.Facts) *refusal {
 		return &refusal{status: http.StatusForbidden, reason: bigquery.ReasonAccessDenied, code: code, by: "body", message: message}
 	}
 	for _, p := range f.ConnectionProperties {
-		// session_id has a refusal of its own.
+		// Whose a session is, is checked elsewhere.
 		if !harmless[p.Key] && p.Key != "session_id" {
 			return deny("connection_property", fmt.Sprintf("The connection property %q is not open through this gateway: it can change what a query reads or as whom it runs. Leave it out.", p.Key))
 		}

@@ -34,13 +34,12 @@ type gate interface {
 	settled(p *plan, status int, facts bigquery.ResponseFacts)
 	// answered is told what the caller is answered, once that is on record.
 	answered(p *plan, id record.ID, status int)
-	// upload is told the id of an upload that BigQuery gave out an address for.
-	upload(p *plan, id string)
 }
 
 // prober lets the gate ask BigQuery itself: the request is on record first,
 // the answer afterwards.
-type prober func(ctx context.Context, purpose, method, path string) (status int, body []byte, err error)
+// asked is the body of the call, JSON, or nil.
+type prober func(ctx context.Context, purpose, method, path string, asked []byte) (status int, body []byte, err error)
 
 type phase int
 

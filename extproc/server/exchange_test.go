@@ -146,7 +146,6 @@ func (g *fakeGate) decide(_ context.Context, p *plan, _ []byte, _ prober) *refus
 
 func (g *fakeGate) settled(_ *plan, status int, _ bigquery.ResponseFacts) { g.settledWith = status }
 func (g *fakeGate) forwarded(*plan)                                       {}
-func (g *fakeGate) upload(*plan, string)                                  {}
 func (g *fakeGate) answered(*plan, record.ID, int)                        {}
 
 type rig struct {

@@ -3,16 +3,11 @@ package server
 import (
 	"bytes"
 	"context"
-	"crypto/hmac"
-	"crypto/sha256"
-	"encoding/base32"
-	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
-	"net/url"
 	"strings"
 	"time"
 
@@ -45,6 +40,8 @@ type Connection struct {
 	Retention  string
 	Credential credential.Source
 	Client     *http.Client // for the gateway's own calls
+	// PerCaller: each caller's calls run as an account of its own.
+	PerCaller bool
 }
 
 // Gate is one snapshot of the configuration: an exchange keeps the one that it
@@ -57,17 +54,14 @@ type Gate struct {
 	// SessionKey is the deployment's key for sessions and owners.
 	SessionKey []byte
 	Owners     *bigquery.Owners
+	Accounts   *Accounts
+	Sessions   *Sessions
 	Jobs       *Jobs
 	Told       *Told
 	Retention  map[string]bool // the retention classes that there are
 	Logger     *slog.Logger
 	Now        func() time.Time
 }
-
-const (
-	labelSession = "verbatim_session"
-	labelOwner   = "verbatim_owner"
-)
 
 // maxJobPart is the largest job of a multipart upload, in bytes.
 const maxJobPart = 1 << 20
@@ -241,6 +235,18 @@ func (g *Gate) decide(ctx context.Context, p *plan, body []byte, probe prober) *
 	if refusal := g.owned(ctx, p, probe); refusal != nil {
 		return refusal
 	}
+	if p.call.Method == "bigquery.jobs.list" && p.route.Job == nil {
+		if refusal := g.listJobs(ctx, p, probe); refusal != nil {
+			return refusal
+		}
+		p.decide(true, nil)
+		p.decision.By = "policy"
+		return nil
+	}
+	if p.owner, refusal = ownerFor(p.identity, decision); refusal != nil {
+		return refusal
+	}
+	g.begins(p, p.owner)
 	if refusal := g.rewrite(p, decision); refusal != nil {
 		return refusal
 	}
@@ -336,47 +342,6 @@ func (p *plan) input(now time.Time) *policy.Input {
 	return in
 }
 
-// --- ownership: one caller cannot reach another's through the shared account ---
-
-// owner returns the name under which what a principal makes is owned, as a
-// label's value.
-func (g *Gate) owner(project string, p record.Principal) string {
-	return g.mac("verbatim/owner/1", project, p.URL, p.Subject)
-}
-
-// mac returns 52 characters of lower-case base32: an HMAC under the
-// deployment's key over the parts, each with its length.
-func (g *Gate) mac(parts ...string) string {
-	mac := hmac.New(sha256.New, g.SessionKey)
-	for _, s := range parts {
-		var n [4]byte
-		binary.BigEndian.PutUint32(n[:], uint32(len(s)))
-		mac.Write(n[:])
-		mac.Write([]byte(s))
-	}
-	return strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(mac.Sum(nil)))
-}
-
-func notOwned(what string) *refusal {
-	return &refusal{status: 403, reason: bigquery.ReasonAccessDenied, code: "not_owner", by: "ownership",
-		message: "This " + what + " is not known to be the caller's own, so its content is not shown. Only who made it through this gateway may use it."}
-}
-
-// resume reads what a chunk of an upload belongs to: the job stood in the
-// request that began it. Whose it is comes before the policy, whose reasons may
-// name the destination.
-func (g *Gate) resume(p *plan) *refusal {
-	if owns, _ := g.Owners.Owns(bigquery.UploadKey(p.route.UploadID), ownerOf(p.identity)); !owns {
-		return notOwned("upload")
-	}
-	to, ok := g.Jobs.Upload(p.route.UploadID)
-	if !ok {
-		return notOwned("upload")
-	}
-	p.facts.JobType, p.facts.Destination = bigquery.JobLoad, &to
-	return nil
-}
-
 // target names what the call is about where the body says it and the path does
 // not: a new dataset or table, and where a load goes.
 func (p *plan) target() {
@@ -388,99 +353,6 @@ func (p *plan) target() {
 	case p.facts.JobType == bigquery.JobLoad, p.call.Method == "bigquery.datasets.insert", p.call.Method == "bigquery.tables.insert":
 		p.call.Dataset, p.call.Table = t.Dataset, t.Table
 	}
-}
-
-// owned checks every handle in the request that another caller may have made.
-// What cannot be proven is denied.
-func (g *Gate) owned(ctx context.Context, p *plan, probe prober) *refusal {
-	me := ownerOf(p.identity)
-	switch {
-	case p.call.Method == "bigquery.jobs.list" && p.route.Job == nil:
-		return &refusal{status: 403, reason: bigquery.ReasonAccessDenied, code: "jobs_list", by: "ownership",
-			message: "jobs.list would show other callers' jobs, since all run under the gateway's account. Ask for your own jobs by their id, and for a script's by its parentJobId."}
-	case p.facts.SessionID != "" || p.facts.CreateSession:
-		return &refusal{status: 403, reason: bigquery.ReasonAccessDenied, code: "session_unsupported", by: "ownership",
-			message: "BigQuery sessions are not open through this gateway yet. Send the statements as one script."}
-	case p.route.Table != "" && strings.HasPrefix(p.call.Dataset, "_"):
-		t := bigquery.Table{Project: p.call.Project, Dataset: p.call.Dataset, Table: p.call.Table}
-		if owns, _ := g.Owners.Owns(bigquery.TableKey(t), me); !owns {
-			return notOwned("anonymous table")
-		}
-	case p.route.Job != nil:
-		owns, err := g.ownsJob(ctx, p, *p.route.Job, probe)
-		if err != nil {
-			g.Logger.Warn("owner of a job not found", "job", p.route.Job.String(), "error", err)
-		}
-		if !owns {
-			return notOwned("job")
-		}
-	}
-	return nil
-}
-
-// ownsJob reports whether the caller made a job: as this replica knows, or as
-// the label says that a replica wrote. The jobs that a script makes belong to
-// whoever made the script; that they carry its labels is nowhere promised.
-func (g *Gate) ownsJob(ctx context.Context, p *plan, j record.Job, probe prober) (bool, error) {
-	me, label := ownerOf(p.identity), g.owner(p.call.Project, p.identity.Principal)
-	asked := []bigquery.Key{}
-	for range 2 { // the job, its parent
-		key := bigquery.JobKey(j)
-		owns, known := g.Owners.Owns(key, me)
-		if !known {
-			asked = append(asked, key)
-			says, parent, err := g.askOwner(ctx, &j, probe)
-			if err != nil {
-				return false, err
-			}
-			if says == "" && parent != "" {
-				j.ID = parent
-				continue
-			}
-			owns = says == label
-		}
-		if owns {
-			for _, k := range asked {
-				g.Owners.Put(k, me)
-			}
-		}
-		return owns, nil
-	}
-	return false, nil
-}
-
-func ownerOf(id *auth.Identity) bigquery.Owner {
-	return bigquery.Owner{Issuer: id.Principal.URL, Subject: id.Principal.Subject}
-}
-
-// askOwner reads the owner's label, which the gateway wrote when the job was
-// inserted, and its parent from BigQuery itself: another replica may have made
-// the job.
-func (g *Gate) askOwner(ctx context.Context, j *record.Job, probe prober) (label, parent string, err error) {
-	q := url.Values{"fields": {"configuration(labels),statistics(parentJobId)"}}
-	if j.Location != "" {
-		q.Set("location", j.Location)
-	}
-	path := "/bigquery/v2/projects/" + url.PathEscape(j.Project) + "/jobs/" + url.PathEscape(j.ID) + "?" + q.Encode()
-	status, body, err := probe(ctx, "owner of job", http.MethodGet, path)
-	if err != nil {
-		return "", "", err
-	}
-	if status != http.StatusOK {
-		return "", "", fmt.Errorf("jobs.get answered %d", status)
-	}
-	var job struct {
-		Configuration struct {
-			Labels map[string]string `json:"labels"`
-		} `json:"configuration"`
-		Statistics struct {
-			ParentJobID string `json:"parentJobId"`
-		} `json:"statistics"`
-	}
-	if err := json.Unmarshal(body, &job); err != nil {
-		return "", "", errors.New("jobs.get answered with something that is no job")
-	}
-	return job.Configuration.Labels[labelOwner], job.Statistics.ParentJobID, nil
 }
 
 // rewrite puts the decision's limits and labels into the request, and what
@@ -496,19 +368,22 @@ func (g *Gate) rewrite(p *plan, d *policy.Decision) *refusal {
 		}
 		return nil
 	}
-	owner := g.owner(p.call.Project, p.identity.Principal)
 	changes := bigquery.Changes{MaximumBytesBilled: d.Limits.MaximumBytesBilled, ForceStandardSQL: true, Labels: map[string]string{}}
 	for k, v := range d.Labels {
 		changes.Labels[k] = v
 	}
-	changes.Labels[labelSession], changes.Labels[labelOwner] = p.session, owner
-	if p.facts.JobCreationMode != "" {
-		changes.JobCreationMode = "JOB_CREATION_REQUIRED"
+	location := p.facts.Location
+	if location == "" && p.facts.Job != nil {
+		location = p.facts.Job.Location
 	}
+	maps.Copy(changes.Labels, g.mark(p.call.Project, location, p.session, p.owner))
+	// Without a job there are no labels to tell whose the result is. A project's
+	// own default may be another than the API's.
+	changes.JobCreationMode = "JOB_CREATION_REQUIRED"
 	if p.facts.RequestID != "" {
 		// BigQuery answers a repeated request id with the first one's result:
 		// another caller's id must not be guessable.
-		changes.RequestID = g.mac("verbatim/request/1", owner, p.facts.RequestID)
+		changes.RequestID = g.mac("verbatim/request/2", p.call.Project, p.owner.Issuer, p.owner.Subject, p.facts.RequestID)
 	}
 	changed, err := bigquery.Rewrite(p.route, plain, changes)
 	if err != nil {
@@ -552,14 +427,16 @@ func (g *Gate) settled(p *plan, status int, f bigquery.ResponseFacts) {
 	if p.identity == nil || status < 200 || status > 299 {
 		return
 	}
-	me := ownerOf(p.identity)
 	made := (p.call.Method == "bigquery.jobs.insert" || p.call.Method == "bigquery.jobs.query") && !p.call.DryRun
 	if f.Job == nil {
 		return
 	}
 	running := f.State != "DONE" && (f.JobComplete == nil || !*f.JobComplete)
 	if made {
-		g.Owners.Put(bigquery.JobKey(*f.Job), me)
+		g.Owners.Put(bigquery.JobKey(*f.Job), p.owner)
+		if f.SessionID != "" {
+			g.Owners.Put(bigquery.SessionKey(p.call.Project, f.SessionID), p.owner)
+		}
 		if running {
 			g.Jobs.Started(RunningJob{Job: *f.Job, Identity: p.identity, Session: p.session, Connection: p.conn.Name})
 		}
@@ -569,18 +446,9 @@ func (g *Gate) settled(p *plan, status int, f bigquery.ResponseFacts) {
 	}
 	// The result of a query whose job is the caller's own, as jobs.get names it.
 	if d := f.Destination; d != nil && strings.HasPrefix(d.Dataset, "_") {
-		if owns, _ := g.Owners.Owns(bigquery.JobKey(*f.Job), me); owns {
-			g.Owners.Put(bigquery.TableKey(*d), me)
+		owner, known := g.Owners.Owner(bigquery.JobKey(*f.Job))
+		if known && isOneOf(owner, ownersOf(p.identity)) {
+			g.Owners.Put(bigquery.TableKey(*d), owner)
 		}
-	}
-}
-
-// upload notes who owns an upload whose address BigQuery just gave out.
-func (g *Gate) upload(p *plan, id string) {
-	if p.identity == nil || p.facts.Destination == nil {
-		return
-	}
-	if g.Owners.Put(bigquery.UploadKey(id), ownerOf(p.identity)) {
-		g.Jobs.Uploading(id, *p.facts.Destination)
 	}
 }

@@ -20,44 +20,19 @@ type RunningJob struct {
 	Asked bool
 }
 
-// Jobs knows the running jobs that this replica started, and the uploads that
-// are to become jobs, up to a limit of each: the oldest is forgotten first. It
-// is safe for concurrent use.
+// Jobs knows the running jobs that this replica started, up to a limit: the
+// oldest is forgotten first. It is safe for concurrent use.
 type Jobs struct {
 	limit int
 
-	mu      sync.Mutex
-	byKey   map[bigquery.Key]RunningJob
-	order   []bigquery.Key
-	uploads map[string]bigquery.Table // by upload id: where the rows go
-	begun   []string
+	mu    sync.Mutex
+	byKey map[bigquery.Key]RunningJob
+	order []bigquery.Key
 }
 
 // NewJobs returns an empty register for at most limit jobs.
 func NewJobs(limit int) *Jobs {
-	return &Jobs{limit: limit, byKey: map[bigquery.Key]RunningJob{}, uploads: map[string]bigquery.Table{}}
-}
-
-// Uploading notes a resumable upload that BigQuery gave out an id for.
-func (j *Jobs) Uploading(id string, to bigquery.Table) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if _, ok := j.uploads[id]; !ok {
-		j.begun = append(j.begun, id)
-	}
-	j.uploads[id] = to
-	for len(j.begun) > j.limit {
-		delete(j.uploads, j.begun[0])
-		j.begun = j.begun[1:]
-	}
-}
-
-// Upload returns where the rows of an upload go.
-func (j *Jobs) Upload(id string) (bigquery.Table, bool) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	to, ok := j.uploads[id]
-	return to, ok
+	return &Jobs{limit: limit, byKey: map[bigquery.Key]RunningJob{}}
 }
 
 // Asked notes a job that is on its way to BigQuery, unless one of its id is

@@ -100,13 +100,14 @@ type plan struct {
 	headers  []record.Header
 	query    string
 	decision record.Decision
+	owner    bigquery.Owner // of what the request makes
 
-	token       string         // the caller's, until the head has gone upstream
-	path        string         // :path for upstream
-	body        []byte         // where it differs from what the caller sent
-	contentType string         // for upstream, where it differs
-	part        *bigquery.Part // of a multipart upload
-	uploadID    string         // that the response gave out
+	token       string                 // the caller's, until the head has gone upstream
+	path        string                 // :path for upstream
+	body        []byte                 // where it differs from what the caller sent
+	contentType string                 // for upstream, where it differs
+	part        *bigquery.Part         // of a multipart upload
+	sealUpload  func(id string) string // makes the proof of whose an upload is
 	cluster     string
 	credential  string  // the gateway's, for upstream
 	headEnd     bool    // the response is its head alone
@@ -228,11 +229,13 @@ func (p *plan) responseHead(h *extproc.HttpHeaders, receipt string) (*record.Hea
 		case name == "location":
 			// Clients follow an absolute Location and send their token there.
 			to, id, err := bigquery.RewriteLocation(p.conn.REST, p.request.base(), value)
-			p.uploadID = id
 			if err != nil {
 				refused = &refusal{status: 502, reason: "backendError", code: "location_foreign", by: "body",
 					message: "BigQuery's answer points to another host; the gateway does not send callers there."}
 				continue
+			}
+			if p.sealUpload != nil {
+				to += "&" + bigquery.UploadProofParam + "=" + p.sealUpload(id)
 			}
 			value = to
 			m.SetHeaders = append(m.SetHeaders, setHeader(name, value))

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -21,7 +22,7 @@ const maxProbe = 4 << 20
 // probe returns the prober of an exchange. The first probe makes a received
 // record durable before BigQuery is asked anything.
 func (s *Server) probe(x *exchange) prober {
-	return func(ctx context.Context, purpose, method, path string) (int, []byte, error) {
+	return func(ctx context.Context, purpose, method, path string, asked []byte) (int, []byte, error) {
 		if x.id.Sequence == 0 {
 			d := x.draft()
 			d.Kind = record.KindReceived
@@ -36,8 +37,8 @@ func (s *Server) probe(x *exchange) prober {
 			}
 			x.id, x.receipt = t.ID, t.Receipt
 		}
-		p := record.Probe{At: s.cfg.Now().UTC(), Purpose: purpose, Method: method, Path: path}
-		status, body, err := ask(ctx, x.plan.conn, credential.Caller{Session: x.plan.session, Principal: x.plan.identity.Principal}, method, path)
+		p := record.Probe{At: s.cfg.Now().UTC(), Purpose: purpose, Method: method, Path: path, Request: asked}
+		status, body, err := ask(ctx, x.plan.conn, credential.Caller{Session: x.plan.session, Principal: x.plan.identity.Principal}, method, path, asked)
 		note(&p, status, body, err)
 		d := x.draft()
 		d.Kind = record.KindProbe
@@ -50,17 +51,20 @@ func (s *Server) probe(x *exchange) prober {
 }
 
 // ask makes a call with the connection's own credential.
-func ask(ctx context.Context, c *Connection, caller credential.Caller, method, path string) (int, []byte, error) {
+func ask(ctx context.Context, c *Connection, caller credential.Caller, method, path string, asked []byte) (int, []byte, error) {
 	token, err := c.Credential.Token(ctx, caller)
 	if err != nil {
 		return 0, nil, fmt.Errorf("credential: %w", err)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(c.REST, "/")+path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(c.REST, "/")+path, bytes.NewReader(asked))
 	if err != nil {
 		return 0, nil, errors.New("the call's address is malformed")
 	}
 	req.Header.Set("Authorization", "Bearer "+token.Value)
 	req.Header.Set("Accept", "application/json")
+	if asked != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
 	res, err := c.Client.Do(req)
 	if err != nil {
 		return 0, nil, fmt.Errorf("%s %s: no answer: %w", method, c.REST, errors.Unwrap(err))
@@ -115,8 +119,12 @@ func (s *Server) cancel(ctx context.Context, g *Gate, j RunningJob) error {
 	var err error
 	status := 0
 	if j.Asked { // its caller may have named another's
-		var owner string
-		if owner, _, err = g.askOwner(ctx, &j.Job, probe); err == nil && owner != g.owner(j.Job.Project, j.Identity.Principal) {
+		var job *jobResource
+		var owns bool
+		if job, err = g.askJob(ctx, &j.Job, probe); err == nil {
+			_, owns, err = g.madeBy(ctx, p, job, ownersOf(j.Identity), probe)
+		}
+		if err == nil && !owns {
 			err = errors.New("it is not known to be the caller's own")
 		}
 	}
@@ -125,7 +133,7 @@ func (s *Server) cancel(ctx context.Context, g *Gate, j RunningJob) error {
 		if j.Job.Location != "" {
 			path += "?location=" + url.QueryEscape(j.Job.Location)
 		}
-		status, _, err = probe(ctx, "cancel of a revoked caller's job", http.MethodPost, path)
+		status, _, err = probe(ctx, "cancel of a revoked caller's job", http.MethodPost, path, nil)
 	}
 	if x.id.Sequence == 0 {
 		return err

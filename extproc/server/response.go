@@ -22,9 +22,6 @@ func (x *exchange) responseHead(h *extproc.HttpHeaders) {
 	}
 	x.headReply = responseHeadReply(mutation)
 	x.facts = scanners.Get().(*bigquery.Scanner)
-	if x.plan.uploadID != "" {
-		x.gate.upload(x.plan, x.plan.uploadID)
-	}
 	if h.GetEndOfStream() {
 		x.finish(nil)
 	}

@@ -323,6 +323,7 @@ type Probe struct {
 	Purpose  string          `json:"purpose"` // "owner of job", "cancel of revoked caller"
 	Method   string          `json:"method"`
 	Path     string          `json:"path"`
+	Request  json.RawMessage `json:"request,omitempty"` // the body that was sent
 	Status   int             `json:"status,omitempty"`
 	Error    string          `json:"error,omitempty"`
 	Response json.RawMessage `json:"response,omitempty"`

@@ -63,6 +63,9 @@ type Double struct {
 	jobs     map[string]*job      // by job id
 	tables   map[string]string    // anonymous table to job id
 	uploads  map[string]*resuming // by upload id
+	sessions map[string]bool
+	asked    map[string]string // job id by project and requestId
+	made     int               // jobs, ever
 	finished []Upload
 }
 
@@ -102,7 +105,7 @@ func NewDouble(c Config) (*Double, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	d := &Double{cfg: c, token: c.Token, jobs: map[string]*job{}, tables: map[string]string{}, uploads: map[string]*resuming{}}
+	d := &Double{cfg: c, token: c.Token, jobs: map[string]*job{}, tables: map[string]string{}, uploads: map[string]*resuming{}, sessions: map[string]bool{}, asked: map[string]string{}}
 	if c.Backend == "" {
 		return d, nil
 	}
@@ -272,6 +275,8 @@ func (d *Double) route(w http.ResponseWriter, r *http.Request) {
 		d.insert(w, r, part[0])
 	case len(part) == 2 && part[1] == "jobs" && r.Method == http.MethodGet && r.URL.Query().Get("parentJobId") != "":
 		d.children(w, r, part[0], r.URL.Query().Get("parentJobId"))
+	case len(part) == 2 && part[1] == "jobs" && r.Method == http.MethodGet:
+		d.list(w, r, part[0])
 	case len(part) == 3 && part[1] == "jobs" && r.Method == http.MethodGet:
 		d.job(w, r, part[0], part[2])
 	case len(part) == 4 && part[1] == "jobs" && part[3] == "cancel" && r.Method == http.MethodPost:

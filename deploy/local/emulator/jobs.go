@@ -28,7 +28,14 @@ type job struct {
 	parent string
 	// labels are the job's: the emulator forgets them.
 	labels map[string]string
+	// made counts jobs, for a list in the order of their making.
+	made int
+	// session is the id of the BigQuery session that it ran in.
+	session string
 }
+
+// Account is as whom jobs run, whatever the token.
+const Account = "gateway@verbatim.iam.gserviceaccount.com"
 
 type jobReference struct {
 	ProjectID string `json:"projectId"`
@@ -47,6 +54,7 @@ type jobConfiguration struct {
 	Query  *struct {
 		Query            string   `json:"query"`
 		DestinationTable tableRef `json:"destinationTable"`
+		sessionRequest
 	} `json:"query"`
 	Load *struct {
 		DestinationTable tableRef `json:"destinationTable"`
@@ -83,6 +91,8 @@ func (d *Double) addJob(id string, j *job) bool {
 		clear(d.jobs)
 		clear(d.tables)
 	}
+	d.made++
+	j.made = d.made
 	d.jobs[id] = j
 	return true
 }
@@ -90,9 +100,11 @@ func (d *Double) addJob(id string, j *job) bool {
 // query is jobs.query.
 func (d *Double) query(w http.ResponseWriter, r *http.Request, project string) {
 	var q struct {
-		Query  string            `json:"query"`
-		DryRun bool              `json:"dryRun"`
-		Labels map[string]string `json:"labels"`
+		Query     string            `json:"query"`
+		DryRun    bool              `json:"dryRun"`
+		Labels    map[string]string `json:"labels"`
+		RequestID string            `json:"requestId"`
+		sessionRequest
 	}
 	body, err := readJSON(r, &q)
 	if err != nil {
@@ -110,8 +122,18 @@ func (d *Double) query(w http.ResponseWriter, r *http.Request, project string) {
 		return
 	}
 	if ok || d.proxy == nil {
-		id := newID("synthetic_")
-		d.addJob(id, &job{project: project, synthetic: &s, own: syntheticJob(project, id, q.Query, q.Labels), until: time.Now().Add(s.run)})
+		session, known := d.session(q.sessionRequest)
+		if !known {
+			writeError(w, http.StatusBadRequest, "invalid", "Session is not found")
+			return
+		}
+		id := d.idFor(project, q.RequestID)
+		d.addJob(id, &job{project: project, synthetic: &s, own: syntheticJob(project, id, q.Query, q.Labels, session), until: time.Now().Add(s.run), session: session})
+		if session != "" {
+			writeJSON(w, http.StatusOK, map[string]any{"kind": queryResponse, "jobReference": map[string]any{"projectId": project, "jobId": id, "location": "US"},
+				"jobComplete": true, "schema": syntheticSchema, "totalRows": "0", "totalBytesProcessed": "0", "cacheHit": false, "sessionInfo": map[string]any{"sessionId": session}})
+			return
+		}
 		if s.run > 0 {
 			incomplete(w, queryResponse, project, id)
 			return
@@ -178,7 +200,9 @@ func (d *Double) insert(w http.ResponseWriter, r *http.Request, project string) 
 		if !own {
 			// The emulator chooses its own; it is learnt from the answer.
 			replay(r, body)
-			d.forward(w, r)
+			res := d.capture(r)
+			res.label(c.Labels)
+			res.copyTo(w)
 			return
 		}
 	}
@@ -188,7 +212,13 @@ func (d *Double) insert(w http.ResponseWriter, r *http.Request, project string) 
 			writeError(w, http.StatusNotImplemented, "notImplemented", "no emulator behind: only queries and uploads")
 			return
 		}
-		j.synthetic, j.own, j.until = &s, syntheticJob(project, id, c.Query.Query, c.Labels), time.Now().Add(s.run)
+		session, known := d.session(c.Query.sessionRequest)
+		if !known {
+			writeError(w, http.StatusBadRequest, "invalid", "Session is not found")
+			return
+		}
+		j.session = session
+		j.synthetic, j.own, j.until = &s, syntheticJob(project, id, c.Query.Query, c.Labels, session), time.Now().Add(s.run)
 		if c.DryRun {
 			j.own["configuration"].(map[string]any)["dryRun"] = true
 			j.own["statistics"].(map[string]any)["query"].(map[string]any)["schema"] = syntheticSchema
@@ -213,17 +243,67 @@ func (d *Double) insert(w http.ResponseWriter, r *http.Request, project string) 
 		}
 		d.mu.Unlock()
 	}
+	res.label(c.Labels)
 	res.copyTo(w)
 }
 
-func syntheticJob(project, id, sql string, labels map[string]string) map[string]any {
+// sessionRequest is what a query says of a BigQuery session.
+type sessionRequest struct {
+	CreateSession        bool `json:"createSession"`
+	ConnectionProperties []struct {
+		Key   string `json:"key"`
+		Value string `json:"value"`
+	} `json:"connectionProperties"`
+}
+
+// session returns the id of the session that a query runs in, empty for none;
+// known is false where it names one that there is not.
+func (d *Double) session(q sessionRequest) (id string, known bool) {
+	for _, p := range q.ConnectionProperties {
+		if p.Key == "session_id" {
+			id = p.Value
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case id != "":
+		return id, d.sessions[id]
+	case q.CreateSession:
+		id = newID("session_")
+		d.sessions[id] = true
+	}
+	return id, true
+}
+
+// idFor returns the id of a new job of a jobs.query. A repeated requestId is
+// answered with the job of the first
+// (https://cloud.google.com/bigquery/docs/reference/rest/v2/jobs/query).
+func (d *Double) idFor(project, request string) string {
+	if request == "" {
+		return newID("synthetic_")
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	key := project + "." + request
+	if d.asked[key] == "" {
+		d.asked[key] = newID("synthetic_")
+	}
+	return d.asked[key]
+}
+
+func syntheticJob(project, id, sql string, labels map[string]string, session string) map[string]any {
 	now := strconv.FormatInt(time.Now().UnixMilli(), 10)
+	statistics := map[string]any{"creationTime": now, "startTime": now, "endTime": now, "query": map[string]any{"statementType": "SELECT", "totalBytesProcessed": "0", "cacheHit": false}}
+	if session != "" {
+		statistics["sessionInfo"] = map[string]any{"sessionId": session}
+	}
 	return map[string]any{
+		"user_email": Account, "statistics": statistics,
 		"kind": "bigquery#job", "id": project + ":US." + id, "jobReference": map[string]any{"projectId": project, "jobId": id, "location": "US"},
 		"configuration": map[string]any{"jobType": "QUERY", "labels": labels, "query": map[string]any{"query": sql, "useLegacySql": false,
 			"destinationTable": map[string]any{"projectId": project, "datasetId": "_synthetic", "tableId": "anon" + id}}},
-		"status":     map[string]any{"state": "DONE"},
-		"statistics": map[string]any{"creationTime": now, "startTime": now, "endTime": now, "query": map[string]any{"statementType": "SELECT", "totalBytesProcessed": "0", "cacheHit": false}},
+		"status": map[string]any{"state": "DONE"},
 	}
 }
 
@@ -243,9 +323,11 @@ func (d *Double) job(w http.ResponseWriter, r *http.Request, project, id string)
 		writeError(w, http.StatusNotFound, "notFound", fmt.Sprintf("Not found: Job %s:%s", project, id))
 	default:
 		res := d.capture(r)
+		var labels map[string]string
 		if j != nil {
-			res.label(j.labels)
+			labels = j.labels
 		}
+		res.label(labels)
 		res.copyTo(w)
 	}
 }
@@ -477,17 +559,18 @@ func (c *captured) replaceAll(old, new string) {
 	c.body = *bytes.NewBuffer(b)
 }
 
-// label puts labels into a job's resource.
+// label puts labels, and who ran it, into a job's resource.
 func (c *captured) label(labels map[string]string) {
 	v, err := decode(c.body.Bytes())
 	m, ok := v.(map[string]any)
-	if err != nil || !ok || c.status != http.StatusOK || len(labels) == 0 {
+	if err != nil || !ok || c.status != http.StatusOK || m["jobReference"] == nil {
 		return
 	}
-	if config, ok := m["configuration"].(map[string]any); ok {
+	m["user_email"] = Account
+	if config, ok := m["configuration"].(map[string]any); ok && len(labels) > 0 {
 		config["labels"] = labels
-		c.encode(m)
 	}
+	c.encode(m)
 }
 
 // decode reads JSON and keeps its numbers as they are.
