@@ -8,11 +8,15 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/goccy/go-yaml"
+
+	"verbatim.dev/envoy"
 	"verbatim.dev/recorder/record"
 	"verbatim.dev/recorder/search"
 	"verbatim.dev/test/harness"
@@ -145,7 +149,8 @@ func TestOwnership(t *testing.T) {
 			t.Errorf("%s %s by the owner: %d %s", d.method, d.path, a.Status, a.Message())
 		}
 	}
-	denied(t, r, "all jobs", ada.do(t, "GET", api+"/jobs", ""), 403, "jobs_list")
+	onlyOwn(t, "before a restart", ada, "ada-2", "ada-1")
+	onlyOwn(t, "before a restart", eve, "eve-1")
 	unknown := eve.do(t, "GET", api+"/queries/never-made", "")
 	probed(t, "a job that nobody made", denied(t, r, "a job that nobody made", unknown, 403, "not_owner"), "never-made", 404)
 
@@ -180,7 +185,13 @@ func TestOwnership(t *testing.T) {
 
 	// Another replica, or this one after a crash, knows of nothing.
 	restart(t, r)
-	denied(t, r, "the result's table after a restart", ada.do(t, "GET", table, ""), 403, "not_owner")
+	denied(t, r, "the result's table by another after a restart", eve.do(t, "GET", table, ""), 403, "not_owner")
+	if a := ada.do(t, "GET", table, ""); a.Status != 200 {
+		t.Errorf("the result's table after a restart: %d %s", a.Status, a.Message())
+	} else if x, _ := r.Evidence(a.Receipt); len(x.Probes) == 0 || x.Probes[0].Purpose != "job of anonymous table" {
+		t.Errorf("the result's table after a restart: probes %+v", x.Probes)
+	}
+	onlyOwn(t, "after a restart", ada, "ada-2", "ada-1")
 	for _, d := range doors("ada-2") {
 		x := denied(t, r, d.method+" "+d.path+" by another after a restart", eve.do(t, d.method, d.path, ""), 403, "not_owner")
 		probed(t, d.method+" "+d.path+" by another after a restart", x, "ada-2", 200)
@@ -202,6 +213,11 @@ func TestOwnership(t *testing.T) {
 	if a := ada.do(t, "GET", table, ""); a.Status != 200 {
 		t.Errorf("the result's table, told of again: %d %s", a.Status, a.Message())
 	}
+	// Labels that another account copied from a job of Ada's.
+	r.Double.RunBy("ada-2", "somebody@else.example")
+	restart(t, r)
+	denied(t, r, "a job of another account with Ada's labels", ada.do(t, "GET", api+"/jobs/ada-2", ""), 403, "not_owner")
+	onlyOwn(t, "without another account's job", ada, "ada-1")
 	denied(t, r, "a job with a forged label, by whom it names", ada.do(t, "GET", api+"/jobs/eve-2", ""), 403, "not_owner")
 	if a := eve.do(t, "GET", api+"/jobs/eve-2", ""); a.Status != 200 || !bytes.Contains(a.Body, []byte(`"mine":"x"`)) {
 		t.Errorf("a job with a forged label, by its owner: %d %s", a.Status, a.Message())
@@ -260,7 +276,26 @@ func TestUploadsBelongToTheirCaller(t *testing.T) {
 		t.Fatalf("start: %d %s", open.Status, open.Message())
 	}
 	restart(t, r)
-	denied(t, r, "a chunk after a restart", chunk(ada, location.RequestURI()), 403, "not_owner")
+	target = location.RequestURI()
+	proof := strings.Index(target, "verbatim_upload=") + len("verbatim_upload=")
+	for what, forged := range map[string]string{
+		"with no proof":           target[:proof-len("&verbatim_upload=")],
+		"with an empty proof":     target[:proof],
+		"with a changed proof":    target[:proof] + "A" + target[proof+1:],
+		"with another's proof":    strings.Replace(target, location.Query().Get("upload_id"), "another", 1),
+		"with a proof that ended": target[:len(target)-1],
+	} {
+		denied(t, r, "a chunk after a restart "+what, chunk(ada, forged), 403, "not_owner")
+	}
+	denied(t, r, "a chunk by another after a restart", chunk(eve, target), 403, "not_owner")
+	if a := chunk(ada, target); a.Status != 200 {
+		t.Errorf("a chunk after a restart: %d %s", a.Status, a.Message())
+	}
+	for _, q := range r.Double.Requests() {
+		if strings.Contains(q.RawQuery, "verbatim_upload") {
+			t.Errorf("the proof went to BigQuery: %s", q.RawQuery)
+		}
+	}
 	r.Verify()
 }
 
@@ -282,4 +317,173 @@ func TestNoCallerIsSentElsewhere(t *testing.T) {
 		t.Errorf("result %s", x.Result)
 	}
 	r.Verify()
+}
+
+// onlyOwn fails the test unless jobs.list shows the caller these jobs, in this
+// order, and no other.
+func onlyOwn(t *testing.T, what string, c caller, want ...string) {
+	t.Helper()
+	for _, path := range []string{"/jobs", "/jobs?projection=full&allUsers=true", "/jobs?maxResults=1&fields=jobs(jobReference)"} {
+		var got []string
+		token := ""
+		for range 20 {
+			next := path
+			if token != "" {
+				sep := "?"
+				if strings.Contains(path, "?") {
+					sep = "&"
+				}
+				next += sep + "pageToken=" + url.QueryEscape(token)
+			}
+			a := c.do(t, "GET", api+next, "")
+			var list struct {
+				Jobs []struct {
+					JobReference  struct{ JobID string }
+					Configuration json.RawMessage
+				}
+				NextPageToken string
+			}
+			if a.Status != 200 || json.Unmarshal(a.Body, &list) != nil {
+				t.Fatalf("%s: %s: %d %s", what, path, a.Status, a.Body)
+			}
+			for _, j := range list.Jobs {
+				got = append(got, j.JobReference.JobID)
+				if full := strings.Contains(path, "full"); full != (len(j.Configuration) > 0) {
+					t.Errorf("%s: %s: configuration %s", what, path, j.Configuration)
+				}
+			}
+			if token = list.NextPageToken; token == "" {
+				break
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: %s: jobs %v, want %v", what, path, got, want)
+		}
+	}
+}
+
+// TestSessionsBelongToTheirCaller has a caller begin a BigQuery session, and
+// others come to it.
+func TestSessionsBelongToTheirCaller(t *testing.T) {
+	r := harness.Start(t, harness.Options{Policy: grants})
+	ada, eve := caller{r, mint(t, r, "ada", "writers")}, caller{r, mint(t, r, "eve", "writers")}
+	begin := ada.do(t, "POST", api+"/queries", `{"query":"SELECT 1","useLegacySql":false,"createSession":true}`)
+	var made struct{ SessionInfo struct{ SessionID string } }
+	if err := json.Unmarshal(begin.Body, &made); err != nil || begin.Status != 200 || made.SessionInfo.SessionID == "" {
+		t.Fatalf("begin: %d %s", begin.Status, begin.Body)
+	}
+	use := func(c caller, id string) harness.Answer {
+		return c.do(t, "POST", api+"/queries", `{"query":"SELECT 2","useLegacySql":false,"connectionProperties":[{"key":"session_id","value":"`+id+`"}]}`)
+	}
+	asJob := func(c caller, id string) harness.Answer {
+		return c.do(t, "POST", api+"/jobs", `{"configuration":{"query":{"query":"SELECT 2","useLegacySql":false,"connectionProperties":[{"key":"session_id","value":"`+id+`"}]}}}`)
+	}
+	for _, when := range []string{"at first", "after a restart"} {
+		denied(t, r, "another's session "+when, use(eve, made.SessionInfo.SessionID), 403, "not_owner")
+		denied(t, r, "another's session, as a job, "+when, asJob(eve, made.SessionInfo.SessionID), 403, "not_owner")
+		denied(t, r, "no session "+when, use(ada, "nobodys"), 403, "not_owner")
+		for _, a := range []harness.Answer{use(ada, made.SessionInfo.SessionID), asJob(ada, made.SessionInfo.SessionID)} {
+			if a.Status != 200 {
+				t.Errorf("one's own session %s: %d %s", when, a.Status, a.Message())
+			}
+		}
+		restart(t, r)
+	}
+	r.Verify()
+}
+
+// TestRepeatedRequestsAreOne repeats a requestId, as clients do after a lost
+// answer: one's own gives the first job's answer, another's a job of its own.
+func TestRepeatedRequestsAreOne(t *testing.T) {
+	r := harness.Start(t, harness.Options{Policy: grants})
+	ada, eve := caller{r, mint(t, r, "ada", "readers")}, caller{r, mint(t, r, "eve", "readers")}
+	ask := func(c caller) string {
+		a := c.do(t, "POST", api+"/queries", `{"query":"SELECT 1","useLegacySql":false,"requestId":"the-same"}`)
+		var made struct{ JobReference struct{ JobID string } }
+		if err := json.Unmarshal(a.Body, &made); err != nil || a.Status != 200 || made.JobReference.JobID == "" {
+			t.Fatalf("%d %s", a.Status, a.Body)
+		}
+		return made.JobReference.JobID
+	}
+	first, second, other := ask(ada), ask(ada), ask(eve)
+	if first != second || first == other {
+		t.Errorf("jobs %s, %s and %s", first, second, other)
+	}
+	for _, q := range r.Double.Requests() {
+		if bytes.Contains(q.Body, []byte("the-same")) {
+			t.Error("the caller's requestId went to BigQuery")
+		}
+		if bytes.Contains(q.Body, []byte("SELECT 1")) && !bytes.Contains(q.Body, []byte(`"jobCreationMode":"JOB_CREATION_REQUIRED"`)) && !bytes.Contains(q.Body, []byte("dryRun")) {
+			t.Errorf("a job is not required: %s", q.Body)
+		}
+	}
+}
+
+// TestTwoGatewaysShareBigQueryAlone has a caller go on at a second gateway with
+// what it began at the first.
+func TestTwoGatewaysShareBigQueryAlone(t *testing.T) {
+	one := harness.Start(t, harness.Options{Policy: grants})
+	b, err := os.ReadFile(one.ConfigFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var first map[string]any
+	if err := yaml.Unmarshal(b, &first); err != nil {
+		t.Fatal(err)
+	}
+	two := harness.Start(t, harness.Options{Policy: grants,
+		Configure: func(m map[string]any) {
+			m["gateway"] = "second"
+			for _, shared := range []string{"issuers", "connections", "session_key", "tokens"} {
+				m[shared] = first[shared]
+			}
+		},
+		Bootstrap: func(p *envoy.Params) { p.Connections[0].REST = one.Upstream.URL }})
+	ada, eve := mint(t, one, "ada", "writers"), mint(t, one, "eve", "writers")
+	atOne, atTwo := caller{one, ada}, caller{two, ada}
+	evesAtOne, evesAtTwo := caller{one, eve}, caller{two, eve}
+
+	atOne.insert(t, "ada-1", "SELECT 'ada'")
+	evesAtOne.insert(t, "eve-1", "SELECT 'eve'")
+	ok := func(what string, a harness.Answer) harness.Answer {
+		t.Helper()
+		if a.Status != 200 {
+			t.Errorf("%s: %d %s", what, a.Status, a.Message())
+		}
+		return a
+	}
+	ok("the job", atTwo.do(t, "GET", api+"/jobs/ada-1", ""))
+	ok("its result", atTwo.do(t, "GET", api+"/queries/ada-1", ""))
+	ok("its table", atTwo.do(t, "GET", api+"/datasets/_synthetic/tables/anonada-1/data", ""))
+	denied(t, two, "another's job", evesAtTwo.do(t, "GET", api+"/jobs/ada-1", ""), 403, "not_owner")
+	denied(t, two, "another's result", evesAtTwo.do(t, "GET", api+"/queries/ada-1", ""), 403, "not_owner")
+	denied(t, two, "another's table", evesAtTwo.do(t, "GET", api+"/datasets/_synthetic/tables/anonada-1/data", ""), 403, "not_owner")
+	onlyOwn(t, "at the second", atTwo, "ada-1")
+	onlyOwn(t, "at the second", evesAtTwo, "eve-1")
+
+	begin := ok("begin a session", atOne.do(t, "POST", api+"/queries", `{"query":"SELECT 1","useLegacySql":false,"createSession":true}`))
+	var made struct{ SessionInfo struct{ SessionID string } }
+	if err := json.Unmarshal(begin.Body, &made); err != nil {
+		t.Fatal(err)
+	}
+	inSession := `{"query":"SELECT 2","useLegacySql":false,"connectionProperties":[{"key":"session_id","value":"` + made.SessionInfo.SessionID + `"}]}`
+	ok("the session", atTwo.do(t, "POST", api+"/queries", inSession))
+	denied(t, two, "another's session", evesAtTwo.do(t, "POST", api+"/queries", inSession), 403, "not_owner")
+
+	start := ok("begin an upload", atOne.do(t, "POST", "/upload/bigquery/v2/projects/"+harness.Project+"/jobs?uploadType=resumable",
+		`{"configuration":{"load":{"sourceFormat":"CSV","destinationTable":{"projectId":"demo-project","datasetId":"raw","tableId":"t"}}}}`))
+	location, err := url.Parse(start.Header.Get("Location"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	denied(t, two, "another's upload", evesAtTwo.do(t, "PUT", location.RequestURI(), "1\n2\n", "Content-Range", "bytes 0-3/4"), 403, "not_owner")
+	ok("the upload", atTwo.do(t, "PUT", location.RequestURI(), "1\n2\n", "Content-Range", "bytes 0-3/4"))
+
+	// A token that one gateway gave out, at the other.
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	token := tokenIn(t, exchangeToken(ctx, one, tokenForm(ada))).Token
+	ok("a token of the first", caller{two, token}.do(t, "GET", api+"/jobs/ada-1", ""))
+	one.Verify()
+	two.Verify()
 }

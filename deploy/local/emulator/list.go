@@ -79,3 +79,13 @@ func (d *Double) Jobs() []map[string]any {
 	}
 	return list
 }
+
+// RunBy makes a job of the double's own one that another account ran.
+func (d *Double) RunBy(id, account string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if j := d.jobs[id]; j != nil && j.own != nil {
+		j.own = maps.Clone(j.own)
+		j.own["user_email"] = account
+	}
+}
