@@ -235,8 +235,8 @@ func (g *Gate) decide(ctx context.Context, p *plan, body []byte, probe prober) *
 	if refusal := g.owned(ctx, p, probe); refusal != nil {
 		return refusal
 	}
-	if p.call.Method == "bigquery.jobs.list" && p.route.Job == nil {
-		if refusal := g.listJobs(ctx, p, probe); refusal != nil {
+	if ask := g.instead(p); ask != nil {
+		if refusal := ask(ctx, p, probe); refusal != nil {
 			return refusal
 		}
 		p.decide(true, nil)
@@ -264,6 +264,18 @@ func (g *Gate) decide(ctx context.Context, p *plan, body []byte, probe prober) *
 	p.credential, p.decision.Credential = token.Value, token.Name
 	p.decide(true, nil)
 	p.decision.By = "policy"
+	return nil
+}
+
+// instead returns what answers a call in BigQuery's place, from what the gateway
+// asks itself; nil where the call goes upstream.
+func (g *Gate) instead(p *plan) func(context.Context, *plan, prober) *refusal {
+	switch {
+	case p.call.Method == "bigquery.jobs.list" && p.route.Job == nil:
+		return g.listJobs
+	case p.call.Method == "discovery":
+		return g.discovery
+	}
 	return nil
 }
 

@@ -221,6 +221,46 @@ var tests = map[string]func(t *testing.T){
 			}
 		}
 	},
+	"account": func(t *testing.T) {
+		g := real(t)
+		dry := g.do("POST", "/bigquery/v2/projects/"+g.project+"/jobs?fields=user_email", []byte(`{"configuration":{"dryRun":true,"query":{"query":"SELECT 1","useLegacySql":false}}}`)).json(t)
+		id, loc := g.job(g.query(map[string]any{"query": "SELECT 1", "useLegacySql": false, "jobCreationMode": "JOB_CREATION_REQUIRED"}))
+		if who := g.jobGet(id, loc, "&fields=user_email")["user_email"]; who == nil || who != dry["user_email"] {
+			t.Errorf("the dry run names %v, the job %v", dry["user_email"], who)
+		}
+	},
+	"jobs-list-parts": func(t *testing.T) {
+		g := real(t)
+		id, _ := g.job(g.query(map[string]any{"query": "SELECT RAND()", "useLegacySql": false, "jobCreationMode": "JOB_CREATION_REQUIRED", "createSession": true, "labels": map[string]string{"verbatim_owner": longLabel}}))
+		fields := "nextPageToken,jobs(jobReference,user_email,configuration(labels,query(destinationTable)),statistics(parentJobId,sessionInfo))"
+		list := g.do("GET", "/bigquery/v2/projects/"+g.project+"/jobs?projection=full&maxResults=20&fields="+fields, nil).json(t)
+		jobs, _ := list["jobs"].([]any)
+		for _, j := range jobs {
+			job, _ := j.(map[string]any)
+			if ref, _ := job["jobReference"].(map[string]any); ref["jobId"] != id {
+				continue
+			}
+			text := fmt.Sprint(job)
+			for _, want := range []string{longLabel, "user_email", "destinationTable", "tableId", "sessionId"} {
+				if !strings.Contains(text, want) {
+					t.Errorf("no %s in %s", want, text)
+				}
+			}
+			return
+		}
+		t.Errorf("job %s is not among the newest 20", id)
+	},
+	"session-info": func(t *testing.T) {
+		g := real(t)
+		a := g.query(map[string]any{"query": "SELECT 1", "useLegacySql": false, "jobCreationMode": "JOB_CREATION_REQUIRED", "createSession": true})
+		info, _ := a.json(t)["sessionInfo"].(map[string]any)
+		id, loc := g.job(a)
+		stats, _ := g.jobGet(id, loc, "&fields=statistics(sessionInfo)")["statistics"].(map[string]any)
+		job, _ := stats["sessionInfo"].(map[string]any)
+		if info["sessionId"] == nil || info["sessionId"] != job["sessionId"] {
+			t.Errorf("the answer names %v, the job %v", info["sessionId"], job["sessionId"])
+		}
+	},
 	"discovery": func(t *testing.T) {
 		a := real(t).do("GET", "/$discovery/rest?version=v2", nil)
 		if a.status != 200 || a.json(t)["id"] != "bigquery:v2" {
