@@ -305,10 +305,8 @@ func upstream(t *testing.T, r *harness.Rig) {
 		if x.Forwarded != nil {
 			forwarded++
 		}
-		if x.Job != nil { // the gateway may have asked about it
-			d, _ := r.Evidence(x.ID)
-			forwarded += len(d.Probes)
-		}
+		d, _ := r.Evidence(x.ID)
+		forwarded += len(d.Probes) // what the gateway asked itself
 		sessions[x.Session] = true
 	}
 	requests := r.Double.Requests()

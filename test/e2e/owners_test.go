@@ -487,3 +487,22 @@ func TestTwoGatewaysShareBigQueryAlone(t *testing.T) {
 	one.Verify()
 	two.Verify()
 }
+
+// TestDiscoveryNamesTheGateway reads the document that bq builds itself from.
+func TestDiscoveryNamesTheGateway(t *testing.T) {
+	r := harness.Start(t, harness.Options{Policy: grants})
+	c := caller{r, mint(t, r, "ada", "readers")}
+	for _, path := range []string{"/$discovery/rest?version=v2", "/discovery/v1/apis/bigquery/v2/rest"} {
+		a := c.do(t, "GET", path, "")
+		var doc struct{ RootURL, BaseURL, MtlsRootURL, ServicePath, BatchPath string }
+		if err := json.Unmarshal(a.Body, &doc); err != nil || a.Status != 200 {
+			t.Fatalf("%s: %d %s", path, a.Status, a.Message())
+		}
+		if doc.RootURL != r.URL()+"/" || doc.BaseURL != r.URL()+"/bigquery/v2/" || doc.MtlsRootURL != "" || doc.BatchPath != "" || !bytes.Contains(a.Body, []byte(`"resources"`)) {
+			t.Errorf("%s: %+v", path, doc)
+		}
+		if x, payloads := r.Evidence(a.Receipt); !bytes.Equal(payloads[record.DirectionResponse], a.Body) || len(x.Probes) != 1 {
+			t.Errorf("%s: on record %d bytes, probes %+v", path, len(payloads[record.DirectionResponse]), x.Probes)
+		}
+	}
+}
