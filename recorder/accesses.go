@@ -18,6 +18,7 @@ import (
 
 const accessesHelp = `
 Usage: recorder accesses [filters] [--limit N] [--format table|json] [--server URL]
+       recorder accesses reconcile --log FILE|- --serve-account EMAIL [flags]
 
 Lists who read the evidence by way of recorder serve: what they asked for, why, what
 they were given, and what they were refused. The records lie in the vault among all
@@ -39,6 +40,9 @@ Examples:
 `
 
 func accessesCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
+	if len(args) > 0 && args[0] == "reconcile" {
+		return directReadsCommand(ctx, args[1:], stdout, stderr)
+	}
 	var p where
 	var far remote
 	var q search.AccessFilter

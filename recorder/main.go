@@ -18,6 +18,7 @@
 //	access     reads for others, each read on record first
 //	ownreads   puts on record what is read with a keyset at hand
 //	reconcile  holds records against BigQuery's own list of jobs
+//	directreads holds access records against Google's own logs of reads
 //
 // The rule of this folder itself: a subcommand is a file, and reads flags,
 // calls a package and prints. README.md tells a record's life.

@@ -44,10 +44,15 @@ func TestScripts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	logSample, err := filepath.Abs("directreads/testdata/sample.jsonl")
+	if err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("VERBATIM_HOME", filepath.Join(e.WorkDir, "home"))
+			e.Setenv("SAMPLE", logSample)
 			// Below the ports that connections get, so that it stays free.
 			for {
 				port := fmt.Sprint(20000 + rand.IntN(12000))

@@ -18,9 +18,11 @@ import (
 
 	"cloud.google.com/go/storage"
 	"google.golang.org/api/googleapi"
+	logging "google.golang.org/api/logging/v2"
 
 	"verbatim.dev/extproc/bigquery"
 	"verbatim.dev/extproc/credential"
+	"verbatim.dev/recorder/directreads"
 	"verbatim.dev/recorder/reconcile"
 	"verbatim.dev/recorder/record"
 	"verbatim.dev/recorder/vault"
@@ -480,6 +482,51 @@ var tests = map[string]func(t *testing.T){
 		if !slices.Equal(got, want) {
 			t.Errorf("listed %v", got)
 		}
+	},
+	"data-access-log": func(t *testing.T) {
+		bucket, v := bucketVault(t)
+		project := env(t, "CONFORMANCE_LOG_PROJECT", "the bucket's project, with Data Access logs (DATA_READ) of Cloud Storage on; the caller reads them (roles/logging.privateLogViewer)")
+		name := "conformance/" + unique() + "/read"
+		if err := v.Create(t.Context(), name, strings.NewReader("x")); err != nil {
+			t.Fatal(err)
+		}
+		r, err := v.Open(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.Copy(io.Discard, r); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+		resource := "projects/_/buckets/" + bucket.BucketName() + "/objects/" + name
+		logs, err := logging.NewService(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for end := time.Now().Add(10 * time.Minute); time.Now().Before(end); time.Sleep(15 * time.Second) {
+			res, err := logs.Entries.List(&logging.ListLogEntriesRequest{
+				ResourceNames: []string{"projects/" + project},
+				Filter:        fmt.Sprintf(`log_id("cloudaudit.googleapis.com/data_access") AND protoPayload.methodName="storage.objects.get" AND protoPayload.resourceName=%q`, resource),
+			}).Context(t.Context()).Do()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(res.Entries) == 0 {
+				continue
+			}
+			b, err := res.Entries[0].MarshalJSON()
+			if err != nil {
+				t.Fatal(err)
+			}
+			e, err := directreads.Parse(b)
+			if err != nil || e.Kind != directreads.Read || e.Bucket != bucket.BucketName() || e.Object != name || e.Account == "" || e.ID == "" || e.Refused {
+				t.Errorf("%v: %+v of %s", err, e, b)
+			}
+			return
+		}
+		t.Error("the read is not in the log")
 	},
 }
 

@@ -38,6 +38,7 @@ var rules = []struct {
 	{"recorder/access", []string{"recorder/record", "recorder/ledger", "recorder/search", "recorder/bundle", "recorder/reconcile"}, "who a reader is, its caller proves"},
 	{"recorder/ownreads", []string{"recorder/record", "recorder/journal", "recorder/transport", "recorder/sink", "recorder/vault"}, "it writes a vault of its own, and reads none"},
 	{"recorder/reconcile", []string{"recorder/record", "recorder/ledger", "recorder/search"}, "it reads records as search does, and nothing else of ours"},
+	{"recorder/directreads", []string{"recorder/reconcile"}, "it needs times and a log, no vault and no key"},
 	{"extproc/bigquery", []string{"recorder/record"}, "what a call means needs no I/O"},
 	{"extproc/auth", []string{"recorder/record"}, "identities are the record's words"},
 	{"extproc/credential", []string{"recorder/record"}, "a credential knows whom it is for, no more"},
