@@ -43,7 +43,7 @@ var rules = []struct {
 	{"extproc/auth", []string{"recorder/record"}, "identities are the record's words"},
 	{"extproc/credential", []string{"recorder/record"}, "a credential knows whom it is for, no more"},
 	{"extproc/config", []string{"extproc/credential", "recorder/record"}, "reading a file starts nothing"},
-	{"extproc/server", []string{"extproc/auth", "extproc/bigquery", "extproc/credential", "policy", "recorder/record"}, "it knows the recorder by its records and one method"},
+	{"extproc/server", []string{"extproc/auth", "extproc/bigquery", "extproc/credential", "policy", "policy/sql", "recorder/record"}, "it knows the recorder by its records and one method"},
 }
 
 // TestImports fails on an import that the architecture does not have.
