@@ -117,12 +117,16 @@ func (j *Journal) append(drafts []draft, o appendOptions) *record.Ticket {
 	if len(drafts) == 0 {
 		return refuse(errNoDraft)
 	}
-	e := &entry{made: make(chan struct{}), cut: o.final, final: o.final, charged: checkpointSize}
+	e := &entry{made: make(chan struct{}), cut: o.final, final: o.final, charged: j.checkpointSize}
 	bound := j.bound(drafts, o)
 	keys := make([]*record.DataKey, len(drafts))
 	for i := range drafts {
 		d := &drafts[i]
-		if d.Class == "" {
+		switch {
+		case d.Class != "":
+		case d.Session == "":
+			d.Class = j.cfg.own // no draft of an exchange has none, see check
+		default:
 			d.Class = j.cfg.Class
 		}
 		n := 0
@@ -356,7 +360,7 @@ func (j *Journal) void(e *entry, n int, word string) {
 	drafts := make([]draft, n)
 	bodies := make([][]byte, n)
 	for i := range drafts {
-		drafts[i] = draft{Draft: record.Draft{Kind: record.KindHeartbeat, Class: j.cfg.Class}}
+		drafts[i] = draft{Draft: record.Draft{Kind: record.KindHeartbeat, Class: j.cfg.own}}
 		bodies[i] = body
 	}
 	if err := j.seal(e, drafts, make([]*record.DataKey, n), bodies); err != nil {

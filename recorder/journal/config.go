@@ -25,9 +25,10 @@ type Config struct {
 	// nobody's, and a verifier can say no more than that each epoch is one piece.
 	Deployment note.Signer
 
-	// Class is the retention class of records that name none, and of the
-	// gateway's own. Retention says how long each class is kept, 0 for ever. A
-	// record of a class that is not in it is refused.
+	// Class is the retention class of records that name none. Retention says how
+	// long each class is kept, 0 for ever; a record of a class that is not in it
+	// is refused. The gateway's own records are of the class that is kept longest,
+	// and of several such the first by name: they tie one epoch to the next.
 	Class     string
 	Retention map[string]time.Duration
 
@@ -55,6 +56,8 @@ type Config struct {
 	Logger *slog.Logger     // default: none
 	Now    func() time.Time // default: time.Now
 	FS     FS               // default: the system's
+
+	own string // class of the gateway's own records
 }
 
 const (
@@ -66,6 +69,7 @@ const (
 )
 
 func (c Config) withDefaults() (Config, error) {
+	c.own = ""
 	if c.Dir == "" {
 		return c, errors.New("journal: no folder is configured")
 	}
@@ -103,12 +107,18 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("journal: the default retention class %q has no retention", c.Class)
 	}
 	for class, keep := range c.Retention {
-		if class == "" || len(class) > record.MaxClass {
-			return c, fmt.Errorf("journal: retention class %q: want 1 to %d bytes", class, record.MaxClass)
+		if err := record.CheckClass(class); err != nil {
+			return c, fmt.Errorf("journal: %w", err)
 		}
 		if keep < 0 {
 			return c, fmt.Errorf("journal: retention class %q: %v is negative", class, keep)
 		}
+		if c.own == "" || longer(keep, class, c.Retention[c.own], c.own) {
+			c.own = class
+		}
+	}
+	if n := len(c.Retention); n > record.MaxClasses {
+		return c, fmt.Errorf("journal: %d retention classes: at most %d have room in a checkpoint", n, record.MaxClasses)
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -120,6 +130,15 @@ func (c Config) withDefaults() (Config, error) {
 		c.FS = osFS{}
 	}
 	return c, nil
+}
+
+// longer reports whether the first class is kept longer, 0 being for ever, or as
+// long and comes first.
+func longer(keep time.Duration, class string, than time.Duration, other string) bool {
+	if keep == than {
+		return class < other
+	}
+	return keep == 0 || than != 0 && keep > than
 }
 
 // expiry returns when a record of the class, made at the time, may go.

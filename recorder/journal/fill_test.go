@@ -49,7 +49,7 @@ func TestSmallCommitsFillAhead(t *testing.T) {
 	c := testConfig("/j", fs)
 	c.Limit, c.SegmentSize, c.CutBytes = 32<<20, 4<<20, 1<<20
 	j := mustOpen(t, c)
-	body := make([]byte, 3000)
+	body := make([]byte, 2900)
 	for i := range body {
 		body[i] = byte(rand.Int())
 	}

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,6 +35,8 @@ type Journal struct {
 	sealer *record.Sealer
 	key    *record.EpochKey
 	opened time.Time
+	// checkpointSize is what a checkpoint takes at most.
+	checkpointSize int64
 
 	refused   atomic.Uint64
 	exchanges atomic.Uint64 // without a durable outcome
@@ -154,6 +158,18 @@ func (j *Journal) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	classes := slices.Collect(maps.Keys(j.cfg.Retention))
+	for i := range first { // a class that is configured no more
+		if class := first[i].Class; class != "" && !slices.Contains(classes, class) {
+			classes = append(classes, class)
+		}
+	}
+	if j.checkpointSize = checkpointSize; len(classes) > record.MaxClasses {
+		return fmt.Errorf("journal: the last epoch left exchanges of so many retention classes open that with those configured there are %d, at most %d have room: start once with fewer", len(classes), record.MaxClasses)
+	}
+	for _, class := range classes {
+		j.checkpointSize += classSize + int64(len(class))
+	}
 	if err := j.fs.Mkdir(j.live.dir); err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
@@ -161,6 +177,7 @@ func (j *Journal) open(ctx context.Context) error {
 		return fmt.Errorf("journal: %w", err)
 	}
 	w := &j.writer
+	w.stated = true
 	w.head, w.open, w.lastCut = record.NewChain(j.epoch, j.cfg.Gateway), map[uint64]exchange{}, time.Now()
 	if err := j.rotate(j.cfg.SegmentSize); err != nil {
 		return fmt.Errorf("journal: %w", err)
@@ -251,6 +268,9 @@ func (j *Journal) firstDrafts(last recovered) ([]draft, error) {
 		body.Previous = &record.EpochEnd{
 			Epoch: last.log.id.String(), Sequence: last.sequence, Head: hex.EncodeToString(last.head[:]), Root: rootHex(last.tree),
 			Closed: last.closed, Truncated: last.truncated,
+		}
+		if last.stated {
+			body.Previous.Expiry = last.until.String()
 		}
 	}
 	b, err := record.Marshal(body)

@@ -239,12 +239,12 @@ func TestAppendIsStoredAsItWas(t *testing.T) {
 		class    string
 		body     string
 	}{
-		{record.KindOpen, 0, "standard", ""},
+		{record.KindOpen, 0, "long", ""}, // the gateway's own rest longest
 		{record.KindReceived, 2, "long", string(body)},
 		{record.KindIntent, 2, "standard", k.ID.String()},
 		{record.KindPayload, 2, "standard", string(piece)},
 		{record.KindOutcome, 2, "standard", "{}"},
-		{record.KindClose, 0, "standard", ""},
+		{record.KindClose, 0, "long", ""},
 	}
 	if len(frames) != len(want) {
 		t.Fatalf("%d records, want %d", len(frames), len(want))
@@ -849,7 +849,13 @@ func TestConfigErrors(t *testing.T) {
 		"segment":      {func(c *Config) { c.SegmentSize = c.Limit }, "quarter"},
 		"tiny segment": {func(c *Config) { c.SegmentSize = 10 }, "below"},
 		"no class":     {func(c *Config) { c.Class = "nope" }, `"nope" has no retention`},
-		"long class":   {func(c *Config) { c.Retention[strings.Repeat("x", 33)] = 0 }, "1 to 32 bytes"},
+		"long class":   {func(c *Config) { c.Retention[strings.Repeat("x", 33)] = 0 }, "want 1 to 32"},
+		"many classes": {func(c *Config) {
+			for i := range record.MaxClasses {
+				c.Retention[fmt.Sprint("c", i)] = 0
+			}
+		}, "at most 64"},
+		"class's name": {func(c *Config) { c.Retention["a b"] = 0 }, "not allowed"},
 		"negative":     {func(c *Config) { c.Retention["standard"] = -1 }, "negative"},
 		"reserve":      {func(c *Config) { c.Reserve = -1 }, "negative"},
 		"parent":       {func(c *Config) { c.Dir = "/nowhere/j"; c.FS = osFS{} }, "no such file"},

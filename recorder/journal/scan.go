@@ -25,6 +25,10 @@ type position struct {
 	head     record.ChainHead
 	tree     record.Tree
 	open     map[uint64]exchange
+	// until is when the last of the records up to here expires, as far as it was
+	// stated: an earlier version's checkpoints and state files do not.
+	until  record.Latest
+	stated bool
 }
 
 // account takes a leaf frame into account.
@@ -110,6 +114,9 @@ func scanSegment(r io.ReaderAt, size int64, from scanned) (scanned, error) {
 				}
 				pending = pending[:0]
 				s.sequence, s.head, s.tree, s.closed = sequence, head, tree, closed
+				if s.stated = stated.Retained != nil; s.stated {
+					s.until = stated.Retained.Latest()
+				}
 				s.last = f
 				s.last.Body = bytes.Clone(f.Body)
 				s.offset, s.cut = at+int64(n), f.Flags&record.FlagCut != 0
@@ -143,7 +150,7 @@ func (s *scanned) examine(r io.ReaderAt, size int64) error {
 	// A checkpoint frame holds its version and kind behind its length.
 	var (
 		mark    = []byte{record.Version, byte(record.KindCheckpoint)}
-		overlap = checkpointSize - 1
+		overlap = maxCheckpoint - 1
 		buf     = make([]byte, 256<<10)
 		last    = s.offset // behind the last byte that is not zero
 	)
@@ -168,7 +175,7 @@ func (s *scanned) examine(r io.ReaderAt, size int64) error {
 			if at+int64(i-4) < s.badAt {
 				continue
 			}
-			if f, m, err := record.Decode(b[i-4:]); err == nil && m <= checkpointSize && f.Kind == record.KindCheckpoint {
+			if f, m, err := record.Decode(b[i-4:]); err == nil && m <= maxCheckpoint && f.Kind == record.KindCheckpoint {
 				s.later++
 			}
 		}

@@ -29,6 +29,7 @@ type state struct {
 	Head    string      `json:"head"`
 	Tree    record.Tree `json:"tree"`
 	Open    []openState `json:"open,omitempty"`
+	Until   string      `json:"until,omitempty"` // see position; absent: not stated
 }
 
 type openState struct {
@@ -43,6 +44,9 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // newline, JSON.
 func encodeState(e record.Epoch, gateway string, p position) ([]byte, error) {
 	s := state{Version: stateVersion, Epoch: e.String(), Gateway: gateway, First: p.sequence + 1, Head: hex.EncodeToString(p.head[:]), Tree: p.tree}
+	if p.stated {
+		s.Until = p.until.String()
+	}
 	for _, id := range sortedKeys(p.open) {
 		o := openState{Exchange: id, Class: p.open[id].class}
 		if x := p.open[id].expiry; !x.IsZero() {
@@ -79,6 +83,12 @@ func decodeState(b []byte, e record.Epoch, first uint64) (gateway string, p posi
 	}
 	if s.Tree.Size() != first-1 {
 		return "", position{}, fmt.Errorf("its tree has %d leaves, want %d", s.Tree.Size(), first-1)
+	}
+	if s.Until != "" {
+		if p.until, err = record.ParseLatest(s.Until); err != nil {
+			return "", position{}, err
+		}
+		p.stated = true
 	}
 	p.tree = s.Tree
 	p.head, p.sequence, p.open = record.ChainHead(head), first-1, make(map[uint64]exchange, len(s.Open))

@@ -20,8 +20,13 @@ const (
 )
 
 // checkpointSize is the stored size of a checkpoint, with room to spare: a note
-// of five lines with two names of 40 characters, and its signature.
-const checkpointSize = 640
+// of six lines with two names of 40 characters, and its signature. Each
+// retention class takes another line, of classSize and its name at most.
+const (
+	checkpointSize = 680
+	classSize      = 56
+	maxCheckpoint  = checkpointSize + record.MaxClasses*(classSize+record.MaxClass)
+)
 
 // A segment is allocated when it begins, but its blocks are not written yet, and
 // to write a block for the first time costs the file system about as much again
@@ -42,7 +47,8 @@ type writer struct {
 	todo     []*entry // taken from the queue, in order
 	seg      *segment
 	file     File
-	position       // after the last durable commit
+	position // after the last durable commit
+	retained record.Retained
 	sinceCut int64 // bytes written since the last cut
 	lastCut  time.Time
 	timer    *time.Timer // fires when a cut is due
@@ -150,7 +156,7 @@ func (j *Journal) commit(batch []*entry) error {
 	w := &j.writer
 	cut := false
 	var keys []*record.Frame
-	size := int64(checkpointSize)
+	size := j.checkpointSize
 	records := 0
 	for _, e := range batch {
 		cut = cut || e.cut
@@ -184,6 +190,8 @@ func (j *Journal) commit(batch []*entry) error {
 			w.sequence = f.Sequence
 			w.head = w.head.Next(e.leaves[i])
 			w.tree.Add(e.leaves[i])
+			w.until.Add(f.Expiry)
+			w.retained.Add(f.Class, f.Expiry)
 			account(w.open, f)
 			if err := w.add(f.Raw()); err != nil {
 				return err
@@ -229,7 +237,7 @@ func (j *Journal) cut() error {
 func (j *Journal) checkpoint(cut bool) error {
 	w := &j.writer
 	cp, err := record.Checkpoint(record.Statement{
-		Gateway: j.cfg.Gateway, Epoch: j.epoch, Size: w.sequence, Root: w.tree.Root(), Head: w.head, Time: j.clock(),
+		Gateway: j.cfg.Gateway, Epoch: j.epoch, Size: w.sequence, Root: w.tree.Root(), Head: w.head, Time: j.clock(), Retained: &w.retained,
 	}, j.key.Signer(), cut)
 	if err != nil {
 		return err
@@ -238,6 +246,7 @@ func (j *Journal) checkpoint(cut bool) error {
 		return err
 	}
 	if cut {
+		w.retained.Cut()
 		w.sinceCut, w.lastCut = 0, time.Now()
 	} else {
 		w.timer.Reset(max(0, j.cfg.CutInterval-time.Since(w.lastCut)))

@@ -18,13 +18,20 @@ import (
 
 // Statement is what a checkpoint states of an epoch after some of its records.
 // It is stored as a signed note in the form of C2SP tlog-checkpoint
-// (https://c2sp.org/tlog-checkpoint), with two extension lines:
+// (https://c2sp.org/tlog-checkpoint), with extension lines:
 //
 //	verbatim.dev/GATEWAY/EPOCH
 //	SIZE
 //	ROOT in base64
 //	chain HEX
 //	time RFC 3339 with nanoseconds
+//	before EXPIRY
+//	class NAME RECORDS EXPIRY
+//
+// The last ones, a line for each class, are of the records since the last cut;
+// before is the latest expiry of those in front of them. An expiry is a time in
+// RFC 3339, "never", or "none" where there is no record. Checkpoints of earlier
+// versions end with the time.
 type Statement struct {
 	Gateway string
 	Epoch   Epoch
@@ -32,6 +39,8 @@ type Statement struct {
 	Root    [sha256.Size]byte // of the Merkle tree over the leaves
 	Head    ChainHead
 	Time    time.Time
+	// Retained says when the records expire; nil: the gateway did not say.
+	Retained *Retained
 }
 
 const originPrefix = "verbatim.dev/"
@@ -44,16 +53,24 @@ func Origin(gateway string, e Epoch) string { return originPrefix + gateway + "/
 
 // text returns the note's text.
 func (s Statement) text() string {
-	return fmt.Sprintf("%s\n%d\n%s\nchain %x\ntime %s\n", Origin(s.Gateway, s.Epoch), s.Size,
-		base64.StdEncoding.EncodeToString(s.Root[:]), s.Head[:], s.Time.UTC().Format(time.RFC3339Nano))
+	b := make([]byte, 0, 512)
+	b = append(append(b, Origin(s.Gateway, s.Epoch)...), '\n')
+	b = append(strconv.AppendUint(b, s.Size, 10), '\n')
+	b = append(base64.StdEncoding.AppendEncode(b, s.Root[:]), "\nchain "...)
+	b = append(hex.AppendEncode(b, s.Head[:]), "\ntime "...)
+	b = append(s.Time.UTC().AppendFormat(b, time.RFC3339Nano), '\n')
+	if s.Retained != nil {
+		b = s.Retained.append(b)
+	}
+	return string(b)
 }
 
 // parseText reads what text wrote, and nothing else.
 func parseText(text string) (Statement, error) {
 	var s Statement
 	lines := strings.Split(text, "\n")
-	if len(lines) != 6 || lines[5] != "" {
-		return s, errors.New("checkpoint: want five lines")
+	if len(lines) < 6 || lines[len(lines)-1] != "" {
+		return s, errors.New("checkpoint: want five lines or more")
 	}
 	gateway, epoch, ok := strings.Cut(strings.TrimPrefix(lines[0], originPrefix), "/")
 	if !ok {
@@ -81,6 +98,14 @@ func parseText(text string) (Statement, error) {
 		return s, errors.New("checkpoint: the time is not in RFC 3339")
 	}
 	s.Time = s.Time.UTC()
+	if len(lines) > 6 {
+		if s.Retained, err = parseRetained(lines[5 : len(lines)-1]); err != nil {
+			return s, fmt.Errorf("checkpoint: %w", err)
+		}
+		if s.Retained.Records() > s.Size {
+			return s, errors.New("checkpoint: more records since the last cut than there are")
+		}
+	}
 	if s.text() != text { // one spelling only
 		return s, errors.New("checkpoint: not in its canonical form")
 	}
@@ -90,6 +115,11 @@ func parseText(text string) (Statement, error) {
 // Checkpoint returns the frame that states s, signed. With cut, a vault segment
 // ends with it.
 func Checkpoint(s Statement, signer note.Signer, cut bool) (Frame, error) {
+	if s.Retained != nil {
+		if err := s.Retained.check(); err != nil {
+			return Frame{}, fmt.Errorf("checkpoint: %w", err)
+		}
+	}
 	b, err := note.Sign(&note.Note{Text: s.text()}, signer)
 	if err != nil {
 		return Frame{}, fmt.Errorf("checkpoint: %w", err)
@@ -129,6 +159,15 @@ func Stated(f *Frame) (Statement, error) {
 		return Statement{}, fmt.Errorf("checkpoint of %d records in a frame of sequence %d", s.Size, f.Sequence)
 	}
 	return s, nil
+}
+
+// Span returns the first record since the last cut, and false where the
+// checkpoint does not say.
+func (s *Statement) Span() (first uint64, ok bool) {
+	if s.Retained == nil {
+		return 0, false
+	}
+	return s.Size - s.Retained.Records() + 1, true
 }
 
 // ParseStatement reads a checkpoint's signed note, a checkpoint frame's body.

@@ -288,6 +288,9 @@ type EpochEnd struct {
 	// Truncated is how many bytes after the last checkpoint were dropped:
 	// they were never acknowledged.
 	Truncated int64 `json:"truncated_bytes,omitempty"`
+	// Expiry is when the last of the epoch's records expires, see [Latest];
+	// empty: its gateway did not say.
+	Expiry string `json:"expiry,omitempty"`
 }
 
 // Heartbeat is the body of a heartbeat record.

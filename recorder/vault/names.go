@@ -17,11 +17,13 @@ const (
 	KeysPrefix     = "keys/"
 	HoldsPrefix    = "holds/"
 	ExpiryPrefix   = "expiry/"
+	EpochsPrefix   = "epochs/"
 	ErasuresPrefix = "erasures/"
 	ExportsPrefix  = "exports/"
 )
 
 const (
+	openExt    = ".open"
 	dayForm    = "2006-01-02"
 	dayPrefix  = "dt=" // a Hive partition key, which BigQuery and DuckDB read
 	segmentExt = ".seg"
@@ -67,17 +69,7 @@ func CheckGateway(name string) error {
 // CheckClass reports whether a retention class can stand in a segment's name: 1
 // to [record.MaxClass] of A-Z, a-z, 0-9 and "_ -", beginning with a letter or
 // digit.
-func CheckClass(class string) error {
-	if class == "" || len(class) > record.MaxClass {
-		return fmt.Errorf("retention class of %d bytes: want 1 to %d", len(class), record.MaxClass)
-	}
-	for i := range len(class) {
-		if c := class[i]; !nameByte(c) || c == '.' || i == 0 && (c == '_' || c == '-') {
-			return fmt.Errorf("retention class %q: %q is not allowed at place %d (want letters, digits, and later also _ -)", class, c, i)
-		}
-	}
-	return nil
-}
+func CheckClass(class string) error { return record.CheckClass(class) }
 
 // SegmentName returns the segment's name in the vault,
 // segments/dt=DAY/GATEWAY/EPOCH/FIRST-LAST.CLASS.seg, or .part.
@@ -96,6 +88,29 @@ func SegmentName(s Segment) (string, error) {
 // with.
 func SegmentPrefix(day, gateway string, e record.Epoch) string {
 	return SegmentsPrefix + dayPrefix + day + "/" + gateway + "/" + e.String() + "/"
+}
+
+// EpochName returns the name of the copy of an epoch's open record, the frame's
+// bytes: epochs/GATEWAY/EPOCH.open. It rests with the class of the longest
+// retention and outlives the segment that the record is in, for it names the
+// key of the epoch's checkpoints.
+func EpochName(gateway string, e record.Epoch) string {
+	return EpochsPrefix + gateway + "/" + e.String() + openExt
+}
+
+// ParseEpochName reads what EpochName wrote.
+func ParseEpochName(name string) (gateway string, e record.Epoch, err error) {
+	rest, ok := strings.CutPrefix(name, EpochsPrefix)
+	gateway, id, two := strings.Cut(rest, "/")
+	id, ext := strings.CutSuffix(id, openExt)
+	if !ok || !two || !ext {
+		return "", record.Epoch{}, fmt.Errorf("name %q: want epochs/GATEWAY/EPOCH.open", name)
+	}
+	if err := CheckGateway(gateway); err != nil {
+		return "", record.Epoch{}, err
+	}
+	e, err = parseEpoch(id)
+	return gateway, e, err
 }
 
 func (s Segment) check() error {

@@ -20,7 +20,7 @@ const (
 	segmentMagic  = "verbatim segment 2\n"
 	maxHeaderLine = 8 << 10
 	// MaxClasses is how many retention classes one segment can have.
-	MaxClasses     = 64
+	MaxClasses     = record.MaxClasses
 	readBufferSize = 64 << 10
 )
 
