@@ -17,6 +17,7 @@ import (
 	"verbatim.dev/extproc/auth"
 	"verbatim.dev/recorder/access"
 	"verbatim.dev/recorder/transport/pubsub"
+	"verbatim.dev/recorder/vault"
 	"verbatim.dev/recorder/vault/place"
 )
 
@@ -172,6 +173,11 @@ func (c *serveConfig) check() error {
 	if text := c.Journal.CutInterval; text != "" {
 		if c.cut, err = time.ParseDuration(text); err != nil || c.cut <= 0 {
 			bad("journal.cut_interval %q: want a duration such as 5s", text)
+		}
+	}
+	if class := c.Retention.Class; class != "" {
+		if err := vault.CheckClass(class); err != nil {
+			bad("retention.class: %w", err)
 		}
 	}
 	if text := c.Retention.Keep; text != "" {

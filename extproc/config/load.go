@@ -161,9 +161,14 @@ func (k *checker) required(at, what string) bool {
 	return false
 }
 
+const maxClasses = 64
+
 var (
 	gatewayName = regexp.MustCompile(`^[a-z0-9-]{1,40}$`)
-	issuerName  = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
+	// A class names files and stands in checkpoints: of [record.CheckClass] the
+	// lower case. maxClasses is [record.MaxClasses].
+	className  = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,31}$`)
+	issuerName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,62}$`)
 	// https://cloud.google.com/resource-manager/docs/creating-managing-projects:
 	// 6 to 30 characters; emulators take shorter ones. Old projects have a domain
 	// before a colon.
@@ -381,10 +386,13 @@ func (k *checker) retention() {
 	for _, name := range slices.Sorted(maps.Keys(r.Classes)) {
 		d := r.Classes[name]
 		at := "retention.classes." + name
-		if !gatewayName.MatchString(name) {
-			k.at(at, "retention class %q is no name: use 1 to 40 of a-z, 0-9 and -", short(name))
+		if !className.MatchString(name) {
+			k.at(at, "retention class %q is no name: use 1 to 32 of a-z, 0-9 and -, the first a letter or digit", short(name))
 		}
 		k.span(at, d, 24*time.Hour, 36500*24*time.Hour)
+	}
+	if n := len(r.Classes); n > maxClasses {
+		k.at("retention.classes", "retention.classes has %d classes: at most %d have room in a checkpoint", n, maxClasses)
 	}
 	if _, ok := r.Classes[r.Default]; !ok && k.decoded {
 		k.at("retention.default", "retention.default %q is no class: add it to retention.classes, or use one of %s", short(r.Default), k.classes())

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -21,9 +22,14 @@ import (
 
 // classes is a vault with exchanges of three classes, kept for one, two and
 // three years; gw-1 crashes with one open and comes back a day later.
-func classes(longest string) *ledgertest.Vault {
+func classes(longest string) *ledgertest.Vault { return classesOf(longest, false) }
+
+// classesOf is classes as an earlier version's gateway and sink made it, or
+// this one's.
+func classesOf(longest string, old bool) *ledgertest.Vault {
 	v := ledgertest.New()
 	g := ledgertest.NewGateway(v, "gw-1", public)
+	g.Old = old
 	g.Longest, g.Years = longest, map[string]int{"short": 1, "standard": 2, "long": 3}
 	g.Begin()
 	for i := range 9 {
@@ -135,37 +141,53 @@ func TestPartsExpire(t *testing.T) {
 	}
 }
 
-// Whole segments are gone, as a bucket's lifecycle takes them: the oldest
-// first, up to all of an epoch. The longest retention, which the verifier
-// knows, tells expired from missing.
+// Whole segments are gone, as a bucket's lifecycle takes them, with no note of
+// it: the oldest first, up to all of an epoch. What is left of what the epochs
+// signed tells expired from missing, and for gateways of earlier versions, which
+// signed nothing, the longest retention, which the verifier knows.
 func TestSegmentsExpire(t *testing.T) {
 	all := classes("long").Names("segments/")
 	year := 365 * 24 * time.Hour
-	for n := 1; n < len(all); n++ {
-		v := classes("long")
-		left := 0
-		for _, name := range v.Names("segments/") {
-			if name <= all[n] && strings.Contains(name, "dt=2026-03-14") {
-				delete(v.Files, name)
-			} else {
-				left++
+	for _, old := range []bool{false, true} {
+		for n := 1; n < len(all); n++ {
+			v := classesOf("long", old)
+			left := 0
+			for _, name := range v.Names("segments/") {
+				if name <= all[n] && strings.Contains(name, "dt=2026-03-14") {
+					delete(v.Files, name)
+				} else {
+					left++
+				}
 			}
-		}
-		if left == 0 {
-			continue
-		}
-		for _, keys := range []*keyset.Handle{nil, tenant} {
-			o := ledger.Options{Retention: 3 * year}
-			r := verifyAt(t, v, keys, o, ledgertest.Start.AddDate(3, 0, 30))
-			sound(t, r)
-			if r.Expired.Records == 0 || r.Expired.Ranges[0].By != "age" && r.Expired.Ranges[0].By != "segment" {
-				t.Errorf("expired: %+v", r.Expired)
+			if left == 0 {
+				continue
 			}
-			if r := verifyAt(t, v, keys, o, ledgertest.Start.AddDate(0, 11, 0)); r.Sound {
-				t.Errorf("%d files are missing before their time, and nothing was found", n)
-			}
-			if r := verifyAt(t, v, keys, ledger.Options{}, ledgertest.Start.AddDate(3, 0, 30)); r.Sound && strings.HasSuffix(all[n], ".seg") {
-				t.Errorf("nothing says that %d files expired, and nothing was found", n)
+			due, early := ledgertest.Start.AddDate(3, 0, 30), ledgertest.Start.AddDate(2, 11, 0)
+			for _, keys := range []*keyset.Handle{nil, tenant} {
+				o := ledger.Options{}
+				if old {
+					o.Retention = 3 * year
+				}
+				r := verifyAt(t, v, keys, o, due)
+				sound(t, r)
+				want := []string{"checkpoint", "citation", "segment"}
+				if old {
+					want = []string{"age", "segment"}
+				}
+				if r.Expired.Records == 0 || !slices.Contains(want, r.Expired.Ranges[0].By) {
+					t.Errorf("expired: %+v", r.Expired)
+				}
+				if r := verifyAt(t, v, keys, o, early); r.Sound && strings.HasSuffix(all[n], ".seg") {
+					t.Errorf("%d files are missing before their time, and nothing was found", n)
+				}
+				// Whoever takes a retention for shorter than what was signed errs.
+				o.Retention = year
+				if r := verifyAt(t, v, keys, o, early); !old && r.Sound && strings.HasSuffix(all[n], ".seg") {
+					t.Errorf("%d files are missing before the signed time, and nothing was found", n)
+				}
+				if r := verifyAt(t, v, keys, ledger.Options{}, due); old && r.Sound && strings.HasSuffix(all[n], ".seg") {
+					t.Errorf("nothing says that %d files expired, and nothing was found", n)
+				}
 			}
 		}
 	}

@@ -657,13 +657,17 @@ func (c *verifier) finishLog() error {
 	for _, id := range sortedEpochs(c.log.epochs) {
 		l, e := c.log.epochs[id], c.epochs[id]
 		s := l.last
-		if c.options.Retention > 0 && !c.now.Before(s.Time.Add(c.options.Retention)) || c.gone[id] >= s.Size {
+		if c.lapsed(&s) || c.gone[id] >= s.Size {
 			continue // expired
+		}
+		b := bound{recorded: s.Time}
+		if s.Retained != nil {
+			b = bound{signed: true, latest: s.Retained.Latest(), by: "log"}
 		}
 		here := place{name: Name{Segment: segmentOf(l.gateway, id)}}
 		if e == nil {
-			old := &epoch{id: id, gateway: l.gateway, next: 1, head: record.NewChain(id, l.gateway), known: true}
-			if err := c.expired(old, s.Size+1, s.Time); err != nil {
+			old := lostEpoch(id, l.gateway)
+			if err := c.expired(old, s.Size+1, b); err != nil {
 				return err
 			}
 			if old.next <= s.Size {
@@ -676,7 +680,7 @@ func (c *verifier) finishLog() error {
 			continue
 		}
 		if held := e.next - 1; held < s.Size {
-			if err := c.expired(e, s.Size+1, s.Time); err != nil {
+			if err := c.expired(e, s.Size+1, b); err != nil {
 				return err
 			}
 			if e.next <= s.Size {

@@ -30,6 +30,8 @@ const (
 	TailLost        Code = "tail_lost"        // an epoch ended neither in order nor by the citation of the next
 	ExpiryWrong     Code = "expiry_wrong"     // an expiry note does not fit what is there, or speaks of what has not expired
 	SalvageWrong    Code = "salvage_wrong"    // a note about a lost tail does not fit what is there
+	ExpiryUnproven  Code = "expiry_unproven"  // nothing that the epoch signed proves an expiry; a notice where its gateway signs none
+	HoldIgnored     Code = "hold_ignored"     // records went that a hold covers
 	ErasureWrong    Code = "erasure_wrong"    // an erasure's note, or a tombstone, is not what it must be
 	ExchangeUnended Code = "exchange_unended" // an exchange that a crash cut off was never closed by a later epoch
 
@@ -177,11 +179,14 @@ type ExpiredRange struct {
 	First   uint64 `json:"first"`
 	Last    uint64 `json:"last"`
 	Class   string `json:"class,omitempty"` // empty: not known
-	// Expiry is when the last of them expired; with By "age" the latest that
-	// it can have been.
+	// Expiry is when the last of them expired, at the latest.
 	Expiry time.Time `json:"expiry"`
-	// By says how it is known: "segment" (their digests are still there), "note"
-	// (an expiry note) or "age" (older than the longest retention).
+	// By says how it is known, each from what the epoch's key signed: "segment"
+	// (their digests are still there, and the segment's checkpoint says it),
+	// "note" (an expiry note with the checkpoint), "checkpoint" (a later one),
+	// "citation" (of the next epoch), "log" (the sink's log has it). With "age",
+	// for gateways of earlier versions, the longest retention that the verifier
+	// knows is over.
 	By string `json:"by"`
 }
 

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"verbatim.dev/recorder/record"
+	"verbatim.dev/recorder/vault"
 )
 
 // Trust are the deployment keys that a verifier takes for true, see
@@ -147,7 +148,7 @@ func (c *verifier) finishAnchors() {
 		e := c.epochs[id]
 		for _, a := range c.kept[id] {
 			c.report.Kept++
-			aged := c.options.Retention > 0 && !c.now.Before(a.Time.Add(c.options.Retention))
+			aged := c.aged(&a.Head)
 			switch {
 			case e == nil && (aged || c.gone[id] >= a.Size):
 				continue // expired
@@ -166,6 +167,23 @@ func (c *verifier) finishAnchors() {
 			}
 		}
 	}
+}
+
+// aged reports whether everything up to a kept head has expired.
+func (c *verifier) aged(h *Head) bool {
+	if s, err := record.ParseStatement([]byte(h.Checkpoint)); err == nil && s.Retained != nil {
+		return c.lapsed(&s)
+	}
+	return c.old(h.Time)
+}
+
+// lapsed reports whether everything up to a checkpoint has expired, which came
+// from elsewhere or the sink's log.
+func (c *verifier) lapsed(s *record.Statement) bool {
+	if s.Retained == nil {
+		return c.old(s.Time)
+	}
+	return s.Retained.Latest().Passed(c.now)
 }
 
 // ReceiptResult says how a receipt stands.
@@ -408,7 +426,12 @@ func (c *verifier) checkpoint(e *epoch, f *record.Frame, s record.Statement, at 
 	if !e.whole {
 		c.extends(e, s.Size, s.Root, at)
 	}
-	if e.verifier == nil && e.expired(1) && !e.keyless {
+	switch {
+	case e.verifier != nil || e.keyless || !e.expired(1):
+	case s.Retained != nil:
+		e.keyless = true
+		c.find(SignerWrong, at, "the epoch's first record, which names its key, has expired, and its copy %s, which must be kept, is missing: nothing shows whose checkpoints these are", vault.EpochName(e.gateway, e.id))
+	default:
 		e.keyless = true
 		c.notice(KeyExpired, at, "the epoch's first record, which names its key, has expired: from here on its checkpoints hold by the chain alone, and by what later epochs cite")
 	}

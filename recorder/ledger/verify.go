@@ -15,6 +15,7 @@ import (
 
 	"verbatim.dev/recorder/keyring"
 	"verbatim.dev/recorder/record"
+	"verbatim.dev/recorder/retention"
 	"verbatim.dev/recorder/vault"
 )
 
@@ -63,6 +64,9 @@ func Verify(ctx context.Context, v Vault, o Options) (*Report, error) {
 	if err := c.readErasures(); err != nil {
 		return nil, fmt.Errorf("verify: %w", err)
 	}
+	if err := c.readHolds(); err != nil {
+		return nil, fmt.Errorf("verify: %w", err)
+	}
 	if err := c.readLog(); err != nil {
 		return nil, fmt.Errorf("verify: the sink's log: %w", err)
 	}
@@ -102,7 +106,7 @@ func defaults(o Options) Options {
 
 func newVerifier(ctx context.Context, v Vault, o Options) *verifier {
 	c := &verifier{
-		now: o.Now(), gone: map[record.Epoch]uint64{},
+		now: o.Now(), gone: map[record.Epoch]uint64{}, notes: map[string]bool{},
 		ctx: ctx, vault: v, options: o, report: &Report{Opened: o.Keys != nil, Anchored: o.Trust != nil},
 		epochs: map[record.Epoch]*epoch{}, closers: map[record.ID]place{}, keys: newSeen(), cited: map[record.Epoch]bool{},
 		signatures: newSignatures(o.Findings),
@@ -172,6 +176,9 @@ type verifier struct {
 	// gone are epochs of which nothing is left, with the last record that is
 	// known to have expired.
 	gone map[record.Epoch]uint64
+	// notes are those of the expiry about which something was said.
+	notes map[string]bool
+	holds []*retention.Hold
 	// group are the names of the range that was listed last.
 	group group
 
@@ -204,9 +211,17 @@ type epoch struct {
 	head     record.ChainHead
 	known    bool // head is the chain's after next-1
 	tree     record.Tree
-	whole    bool // tree has every record before next
-	rootless bool // a checkpoint's root was wrong
-	keyless  bool // that the key has expired was said
+	whole    bool              // tree has every record before next
+	rootless bool              // a checkpoint's root was wrong
+	keyless  bool              // that the key has expired was said
+	leaf     [sha256.Size]byte // of the open record, zero until it is read
+	sought   bool              // the copy of the open record was looked for
+	// until is when the last record before the segment expires, with told.
+	until  record.Latest
+	told   bool
+	untold bool // a checkpoint did not say when records expire
+	noted  bool // that nobody signed when records expired was said
+	ended  bool // notes of what follows the end were read
 	// verifier is the epoch's key, nil until the open record is read.
 	verifier *record.Verifier
 	// statement is that of the last checkpoint that fits, signed its note.
@@ -238,7 +253,7 @@ type epoch struct {
 }
 
 func (e *epoch) damage() {
-	e.damaged, e.known, e.whole = true, false, false
+	e.damaged, e.known, e.whole, e.told = true, false, false, false
 	e.open = map[uint64]*exchange{}
 }
 
@@ -315,7 +330,7 @@ func (c *verifier) file(path string) error {
 func (c *verifier) epoch(n Name) *epoch {
 	e := &epoch{
 		id: n.Epoch, gateway: n.Gateway, first: n, next: 1, head: record.NewChain(n.Epoch, n.Gateway), known: true, whole: true,
-		open: map[uint64]*exchange{}, kept: c.kept[n.Epoch], wanted: c.wanted[n.Epoch],
+		open: map[uint64]*exchange{}, kept: c.kept[n.Epoch], wanted: c.wanted[n.Epoch], told: true,
 	}
 	for _, x := range c.options.Gateways {
 		if x.Name == n.Gateway {
@@ -375,7 +390,11 @@ func (c *verifier) segment(e *epoch, n Name) error {
 	c.report.Segments++
 	here := place{name: n}
 	if n.First > e.next {
-		if err := c.expired(e, n.First, c.first(e, s)); err != nil {
+		b, err := c.ahead(e, n, s)
+		if err == nil {
+			err = c.expired(e, n.First, b)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -431,6 +450,9 @@ func (c *verifier) frames(e *epoch, n Name, s *Segment) (bool, error) {
 		past      bool          // a record above the name's last was reported
 		own       tally         // of the records in the segment's own file
 		absent    = map[string]bool{}
+		span      record.Retained
+		gone      *record.Frame // the first absence that has expired
+		counted   = true        // what checkpoints state of the retention fits
 	)
 	s.OnPart = func(path string, err error, f *record.Frame) {
 		e.gone = true
@@ -490,10 +512,17 @@ func (c *verifier) frames(e *epoch, n Name, s *Segment) (bool, error) {
 				c.find(ChainWrong, here, "the checkpoint has fields set that a checkpoint does not have, and no digest covers them")
 			}
 			c.checkpoint(e, &f, s, here)
+			counted = counted && c.retained(e, &s, &span, here)
 			// The record's time, which the chain covers, not the checkpoint's.
 			confirmed, e.complete = f.Sequence, e.time
 			if cut = f.Flags&record.FlagCut != 0; cut {
 				c.logged(e, &f, here)
+				if gone != nil {
+					c.proven(e, &s, gone, here)
+				}
+				if e.told = counted && s.Retained != nil; e.told {
+					e.until = s.Retained.Latest()
+				}
 			}
 		case !f.Kind.Leaf() && f.Kind != vault.KindAbsent:
 			c.find(KindWrong, here, "a %s frame lies in a segment", f.Kind)
@@ -526,9 +555,19 @@ func (c *verifier) frames(e *epoch, n Name, s *Segment) (bool, error) {
 				leaf = f.Leaf()
 			}
 			c.hash(e, &f, leaf, here)
+			span.Add(f.Class, f.Expiry)
 			if absence {
-				c.absence(e, n, &f, absent)
+				expired, err := c.absence(e, n, &f, absent)
+				if err != nil {
+					return false, err
+				}
+				if expired && gone == nil {
+					gone = &f
+				}
 				continue
+			}
+			if f.Sequence == 1 {
+				e.leaf = leaf
 			}
 			e.records++
 			c.report.Records++
@@ -567,6 +606,16 @@ func (c *verifier) finish() error {
 	}
 	if err := c.vanished(next); err != nil {
 		return err
+	}
+	if err := c.copies(); err != nil {
+		return err
+	}
+	for _, e := range c.listed {
+		// Without its key an epoch's checkpoints could be anybody's; the next one's
+		// citation covers the records, but not of the last.
+		if e.verifier == nil && e.expired(1) && next[e.id] == nil && c.options.Trust != nil {
+			c.find(CertificateMissing, place{name: e.first}, "neither the epoch's key is here, whose record has expired (%s), nor a later epoch that cites its end: nothing shows that it is a gateway of the deployment", vault.EpochName(e.gateway, e.id))
+		}
 	}
 	for _, e := range c.listed {
 		for _, n := range e.strays {
@@ -618,8 +667,8 @@ func (c *verifier) cites(e *epoch, next map[record.Epoch]*epoch) error {
 	}
 	before := c.epochs[id]
 	if before == nil {
-		old := &epoch{id: id, gateway: e.gateway, next: 1, head: record.NewChain(id, e.gateway), known: true}
-		if err := c.expired(old, p.Sequence+1, e.began); err != nil {
+		old := lostEpoch(id, e.gateway)
+		if err := c.expired(old, p.Sequence+1, cited(p, e.began)); err != nil {
 			return err
 		}
 		if old.next > p.Sequence {
@@ -645,7 +694,7 @@ func (c *verifier) cites(e *epoch, next map[record.Epoch]*epoch) error {
 		}
 	}
 	if before.next-1 < p.Sequence {
-		if err := c.expired(before, p.Sequence+1, e.began); err != nil {
+		if err := c.expired(before, p.Sequence+1, cited(p, e.began)); err != nil {
 			return err
 		}
 	}
@@ -663,6 +712,8 @@ func (c *verifier) cites(e *epoch, next map[record.Epoch]*epoch) error {
 		c.find(EpochWrong, here, "cites the head %q of epoch %s at record %d, the vault's records give %x", p.Head, id, held, before.head)
 	case before.whole && p.Root != rootText(before.tree):
 		c.find(EpochWrong, here, "cites the root %q of epoch %s at record %d, the vault's records give %s", p.Root, id, held, rootText(before.tree))
+	case before.told && p.Expiry != "" && p.Expiry != before.until.String():
+		c.find(EpochWrong, here, "says that the last record of epoch %s expires at %q, the vault's records say %s", id, p.Expiry, before.until)
 	case p.Closed != before.closed && !before.gone:
 		c.find(EpochWrong, here, "says that epoch %s was %s, the vault's records say %s", id, endText(p.Closed), endText(before.closed))
 	}

@@ -204,6 +204,9 @@ func (x *expiry) epoch(e *epoch) error {
 		x.report.Gone++
 		x.report.Bytes += j.entry.Bytes
 		if n.id.Part {
+			if j.entry.Checkpoint, err = x.cut(e, n.id.First); err != nil {
+				return err
+			}
 			parts = append(parts, j)
 			continue
 		}
@@ -263,6 +266,7 @@ func (x *expiry) judge(n named) (*judged, error) {
 			if head, err := record.CheckpointHead(&f); err != nil || head != j.after {
 				return nil, fmt.Errorf("segment %s: its checkpoint for record %d does not fit: nothing of the epoch is deleted, see recorder verify", n.name, f.Sequence)
 			}
+			j.entry.Checkpoint = string(f.Body)
 			continue
 		}
 		// The record's own expiry counts, not the header's.
@@ -298,6 +302,73 @@ func (x *expiry) judge(n named) (*judged, error) {
 	return j, nil
 }
 
+// copyOpen sees to it that there is a copy of the epoch's open record before the
+// record goes: it names the key that notes are verified with. A sink of an
+// earlier version left none.
+func (x *expiry) copyOpen(e *epoch) error {
+	name := vault.EpochName(e.gateway, e.id)
+	if r, err := x.v.Open(x.ctx, name); !errors.Is(err, fs.ErrNotExist) {
+		if err == nil {
+			err = r.Close()
+		}
+		return err
+	}
+	for _, n := range e.names {
+		if n.id.First != 1 {
+			continue
+		}
+		open, err := x.find(n, func(f *record.Frame) bool { return f.Kind == record.KindOpen })
+		if err != nil {
+			return err
+		}
+		if open != nil {
+			return x.v.Create(x.ctx, name, bytes.NewReader(open.Raw()))
+		}
+	}
+	return nil
+}
+
+// cut returns the checkpoint that the segment which begins there ends with.
+func (x *expiry) cut(e *epoch, first uint64) (string, error) {
+	for _, n := range e.names {
+		if n.id.First != first || n.id.Part {
+			continue
+		}
+		f, err := x.find(n, func(f *record.Frame) bool {
+			return f.Kind == record.KindCheckpoint && f.Flags&record.FlagCut != 0
+		})
+		if err != nil || f == nil {
+			return "", err
+		}
+		return string(f.Body), nil
+	}
+	return "", nil
+}
+
+// find returns a file's first frame that is wanted, nil where there is none.
+func (x *expiry) find(n named, wanted func(*record.Frame) bool) (*record.Frame, error) {
+	r, c, err := vault.OpenSegment(x.ctx, x.v, n.name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: nothing of the epoch is deleted, see recorder verify", err)
+	}
+	defer c.Close()
+	for {
+		f, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%w: nothing of the epoch is deleted, see recorder verify", err)
+		}
+		if wanted(&f) {
+			return &f, nil
+		}
+	}
+}
+
 // expired returns why something has not expired, nil where it has.
 func expired(at, now time.Time) error {
 	if at.IsZero() || now.Before(at) {
@@ -323,8 +394,11 @@ func (x *expiry) remove(e *epoch, files []*judged) error {
 	if len(files) == 0 || x.o.Remove == nil {
 		return nil
 	}
+	if err := x.copyOpen(e); err != nil {
+		return err
+	}
 	note := &vault.Expiry{
-		Version: 1, Gateway: e.gateway, Epoch: e.id.String(), Written: x.now.Truncate(time.Second), By: x.o.By,
+		Version: 2, Gateway: e.gateway, Epoch: e.id.String(), Written: x.now.Truncate(time.Second), By: x.o.By,
 		Head: vault.Hex(files[len(files)-1].after),
 	}
 	for _, f := range files {

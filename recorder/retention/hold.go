@@ -158,9 +158,26 @@ func put(ctx context.Context, v Vault, name string, value any) error {
 	return v.Create(ctx, name, bytes.NewReader(append(b, '\n')))
 }
 
+// HoldError says what is wrong with a file among the holds.
+type HoldError struct {
+	Name string // of the file
+	Err  error
+}
+
+func (e *HoldError) Error() string { return fmt.Sprintf("holds: %s: %v", e.Name, e.Err) }
+
+// Unwrap returns what is wrong.
+func (e *HoldError) Unwrap() error { return e.Err }
+
+// Reader is what is needed of a vault to read holds.
+type Reader interface {
+	Open(ctx context.Context, name string) (io.ReadCloser, error)
+	List(ctx context.Context, prefix string) iter.Seq2[string, error]
+}
+
 // Holds returns all holds, also those that were lifted, oldest first. A file
-// that cannot be read is an error: it may be a hold.
-func Holds(ctx context.Context, v Vault) ([]*Hold, error) {
+// that is none is a [HoldError]: it may be a hold.
+func Holds(ctx context.Context, v Reader) ([]*Hold, error) {
 	byID := map[string]*Hold{}
 	var removals []Removal
 	for name, err := range v.List(ctx, vault.HoldsPrefix) {
@@ -174,7 +191,7 @@ func Holds(ctx context.Context, v Vault) ([]*Hold, error) {
 				return nil, err
 			}
 			if r.Version != 1 || r.ID != id {
-				return nil, fmt.Errorf("holds: %s is no removal of hold %s", name, id)
+				return nil, &HoldError{name, fmt.Errorf("is no removal of hold %s", id)}
 			}
 			removals = append(removals, r)
 			continue
@@ -184,7 +201,7 @@ func Holds(ctx context.Context, v Vault) ([]*Hold, error) {
 			return nil, err
 		}
 		if err := h.check(); err != nil || h.Version != 1 || h.ID+holdExt != file {
-			return nil, fmt.Errorf("holds: %s is no hold (%w)", name, cmp.Or(err, errors.New("its id or version is another")))
+			return nil, &HoldError{name, fmt.Errorf("is no hold: %w", cmp.Or(err, errors.New("its id or version is another")))}
 		}
 		byID[h.ID] = h
 	}
@@ -201,16 +218,20 @@ func Holds(ctx context.Context, v Vault) ([]*Hold, error) {
 	return all, nil
 }
 
-func get(ctx context.Context, v Vault, name string, into any) error {
+func get(ctx context.Context, v Reader, name string, into any) error {
 	r, err := v.Open(ctx, name)
 	if err != nil {
 		return fmt.Errorf("holds: %w", err)
 	}
 	defer r.Close()
-	dec := json.NewDecoder(io.LimitReader(r, maxHold))
+	b, err := io.ReadAll(io.LimitReader(r, maxHold))
+	if err != nil {
+		return fmt.Errorf("holds: %s: %w", name, err)
+	}
+	dec := json.NewDecoder(bytes.NewReader(b))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(into); err != nil {
-		return fmt.Errorf("holds: %s: %w", name, err)
+		return &HoldError{name, err}
 	}
 	return nil
 }

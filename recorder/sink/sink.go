@@ -240,6 +240,7 @@ type stream struct {
 	// decided is where the segment ends, where a sink has decided that.
 	decided   *vault.Salvage
 	salvaging bool // another sink may store the segment with the gateway's cut
+	open    []byte // the open record's frame, until it is stored
 }
 
 // resume finds where the vault's segments of the epoch end.
@@ -454,6 +455,9 @@ func (st *stream) leaf(f *record.Frame) error {
 	if err := st.count(f); err != nil {
 		return err
 	}
+	if f.Sequence == 1 && f.Kind == record.KindOpen {
+		st.open = bytes.Clone(f.Raw())
+	}
 	if err := st.spool.append(f.Raw()); err != nil {
 		return fmt.Errorf("sink: spool: %w", err)
 	}
@@ -590,6 +594,13 @@ func (st *stream) store(ctx context.Context) error {
 	main := st.main()
 	if st.classes[main] == nil {
 		st.classes[main] = &held{} // absences only
+	}
+	if st.open != nil {
+		// It outlives its segment: a verifier needs the key that it names.
+		if err := st.create(ctx, vault.EpochName(st.gateway, st.epoch), bytes.NewReader(st.open)); err != nil {
+			return err
+		}
+		st.open = nil
 	}
 	var size int64
 	for _, class := range slices.Sorted(maps.Keys(st.classes)) {

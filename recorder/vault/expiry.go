@@ -22,7 +22,7 @@ const maxEntries = 10_000
 // deleted because their retention is over. The chain goes over the gap by the
 // heads that it states.
 type Expiry struct {
-	Version int           `json:"version"` // 1
+	Version int           `json:"version"` // 2; in 1 entries have no checkpoint
 	Gateway string        `json:"gateway"`
 	Epoch   string        `json:"epoch"`
 	Written time.Time     `json:"written"`
@@ -44,6 +44,9 @@ type ExpiryEntry struct {
 	Records uint64    `json:"records"`
 	Bytes   int64     `json:"bytes"`
 	SHA256  string    `json:"sha256"` // of the file
+	// Checkpoint is the signed note that the segment ended with, a part's too: it
+	// is what proves that the date has passed.
+	Checkpoint string `json:"checkpoint,omitempty"`
 }
 
 // Hex returns a head as notes write it.
@@ -117,8 +120,8 @@ func (x *Expiry) Marshal() ([]byte, error) {
 }
 
 func (x *Expiry) check() error {
-	if x.Version != 1 {
-		return fmt.Errorf("version %d, this program reads 1", x.Version)
+	if x.Version != 1 && x.Version != 2 {
+		return fmt.Errorf("version %d, this program reads 1 and 2", x.Version)
 	}
 	if len(x.Entries) == 0 || len(x.Entries) > maxEntries {
 		return fmt.Errorf("%d entries: want 1 to %d", len(x.Entries), maxEntries)

@@ -112,6 +112,9 @@ type Gateway struct {
 	// expires last. Years is each class's retention, 1 where it is not there.
 	Longest string
 	Years   map[string]int
+	// Old: an earlier version's gateway and sink, which do not state when
+	// records expire, and keep no copy of the open record.
+	Old bool
 	// Deployment certifies the epochs that begin; nil: none does.
 	Deployment note.Signer
 
@@ -127,10 +130,11 @@ type Gateway struct {
 	// receipts are those of every exchange of every epoch.
 	receipts map[record.ID]record.Receipt
 
-	segment []record.Frame // since the last cut
-	first   uint64
-	from    record.ChainHead
-	day     string
+	retained record.Retained
+	segment  []record.Frame // since the last cut
+	first    uint64
+	from     record.ChainHead
+	day      string
 }
 
 // NewGateway returns a gateway that has not begun an epoch.
@@ -155,7 +159,7 @@ func (g *Gateway) Begin() {
 	g.key = must(record.NewEpochKey(g.Name, g.Epoch, nil))
 	g.tree = record.Tree{}
 	g.next, g.head, g.open = 1, record.NewChain(g.Epoch, g.Name), map[uint64]string{}
-	g.segment, g.first, g.from = nil, 1, g.head
+	g.segment, g.first, g.from, g.retained = nil, 1, g.head, record.Retained{}
 	o := record.Open{Gateway: g.Name, Version: "test", Opened: g.Now, Previous: g.end, Key: g.key.Public()}
 	if g.Deployment != nil {
 		o.Certificate = must(record.Certificate{Gateway: g.Name, Epoch: g.Epoch, Key: o.Key, Opened: g.Now}.Certify(g.Deployment))
@@ -218,6 +222,10 @@ func (g *Gateway) put(d record.Draft, exchange uint64) {
 		g.day = vault.Day(g.Now)
 	}
 	must(f.Encode(nil))
+	if f.Kind == record.KindOpen && !g.Old {
+		g.Vault.Files[vault.EpochName(g.Name, g.Epoch)] = bytes.Clone(f.Raw())
+	}
+	g.retained.Add(f.Class, f.Expiry)
 	g.segment = append(g.segment, f)
 	g.head = g.head.Next(f.Leaf())
 	g.tree.Add(f.Leaf())
@@ -229,9 +237,17 @@ func (g *Gateway) put(d record.Draft, exchange uint64) {
 }
 
 func (g *Gateway) commit() {
-	c := must(record.Checkpoint(record.Statement{Gateway: g.Name, Epoch: g.Epoch, Size: g.next - 1, Root: g.tree.Root(), Head: g.head, Time: g.Now}, g.key.Signer(), false))
+	c := g.checkpoint(false)
 	must(c.Encode(nil))
 	g.segment = append(g.segment, c)
+}
+
+func (g *Gateway) checkpoint(cut bool) record.Frame {
+	s := record.Statement{Gateway: g.Name, Epoch: g.Epoch, Size: g.next - 1, Root: g.tree.Root(), Head: g.head, Time: g.Now}
+	if !g.Old {
+		s.Retained = g.retained.Clone()
+	}
+	return must(record.Checkpoint(s, g.key.Signer(), cut))
 }
 
 // Cut ends the segment and puts it into the vault.
@@ -239,8 +255,7 @@ func (g *Gateway) Cut() {
 	if g.next == g.first {
 		return
 	}
-	c := must(record.Checkpoint(record.Statement{Gateway: g.Name, Epoch: g.Epoch, Size: g.next - 1, Root: g.tree.Root(), Head: g.head, Time: g.Now}, g.key.Signer(), true))
-	g.cut(c)
+	g.cut(g.checkpoint(true))
 }
 
 // cut ends the segment with the checkpoint.
@@ -288,6 +303,7 @@ func (g *Gateway) cut(end record.Frame) {
 		g.Vault.Files[name] = b
 	}
 	g.segment, g.first, g.from = nil, g.next, g.head
+	g.retained.Cut()
 }
 
 // Crash ends the epoch where it stands. What is not cut reaches the vault, as
@@ -295,6 +311,9 @@ func (g *Gateway) cut(end record.Frame) {
 func (g *Gateway) Crash() {
 	g.Cut()
 	g.end = &record.EpochEnd{Epoch: g.Epoch.String(), Sequence: g.next - 1, Head: hex.EncodeToString(g.head[:]), Root: root(g.tree), Truncated: 17}
+	if !g.Old {
+		g.end.Expiry = g.retained.Latest().String()
+	}
 }
 
 func root(t record.Tree) string {
