@@ -251,7 +251,9 @@ func (c *verifier) ahead(e *epoch, n Name, s *Segment) (b bound, err error) {
 		case err != nil:
 		case e.verifier == nil && st.Retained == nil:
 			b.recorded = first
-		case e.verifier == nil || st.Gateway != e.gateway || st.Epoch != e.id:
+		case e.verifier == nil:
+			c.noKey(e, place{name: n, seq: f.Sequence})
+		case st.Gateway != e.gateway || st.Epoch != e.id:
 		case c.signed(e, &f) != nil: // a finding when the segment is read
 		case st.Retained == nil:
 			b.recorded = first
@@ -261,6 +263,15 @@ func (c *verifier) ahead(e *epoch, n Name, s *Segment) (b bound, err error) {
 			}
 		}
 		return b, nil
+	}
+}
+
+// noKey finds once that an epoch's key is gone, with the record that names it
+// and its copy.
+func (c *verifier) noKey(e *epoch, at place) {
+	if !e.keyless {
+		e.keyless = true
+		c.find(SignerWrong, at, "the epoch's first record, which names its key, is not here, and its copy %s, which must be kept, is missing: nothing shows whose checkpoints these are", vault.EpochName(e.gateway, e.id))
 	}
 }
 

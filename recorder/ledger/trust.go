@@ -17,7 +17,6 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"verbatim.dev/recorder/record"
-	"verbatim.dev/recorder/vault"
 )
 
 // Trust are the deployment keys that a verifier takes for true, see
@@ -429,8 +428,7 @@ func (c *verifier) checkpoint(e *epoch, f *record.Frame, s record.Statement, at 
 	switch {
 	case e.verifier != nil || e.keyless || !e.expired(1):
 	case s.Retained != nil:
-		e.keyless = true
-		c.find(SignerWrong, at, "the epoch's first record, which names its key, has expired, and its copy %s, which must be kept, is missing: nothing shows whose checkpoints these are", vault.EpochName(e.gateway, e.id))
+		c.noKey(e, at)
 	default:
 		e.keyless = true
 		c.notice(KeyExpired, at, "the epoch's first record, which names its key, has expired: from here on its checkpoints hold by the chain alone, and by what later epochs cite")

@@ -2,6 +2,7 @@ package vault
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -80,7 +81,7 @@ func ParseExpiryName(name string) (gateway string, e record.Epoch, err error) {
 	rest, ok := strings.CutPrefix(name, ExpiryPrefix)
 	parts := strings.Split(rest, "/")
 	if !ok || len(parts) != 3 || !strings.HasSuffix(parts[2], ".json") {
-		return "", record.Epoch{}, fmt.Errorf("name %q: want expiry/GATEWAY/EPOCH/FIRST-LAST.KIND.json", name)
+		return "", record.Epoch{}, fmt.Errorf("name %q: want expiry/GATEWAY/EPOCH/FIRST-LAST.KIND-DIGEST.json", name)
 	}
 	if err := CheckGateway(parts[0]); err != nil {
 		return "", record.Epoch{}, err
@@ -89,8 +90,9 @@ func ParseExpiryName(name string) (gateway string, e record.Epoch, err error) {
 	return parts[0], e, err
 }
 
-// Name returns the note's name: expiry/GATEWAY/EPOCH/FIRST-LAST.json, with the
-// kind "segments" or "parts" between.
+// Name returns the note's name: expiry/GATEWAY/EPOCH/FIRST-LAST.KIND-DIGEST.json
+// with the kind "segments" or "parts" and a digest of the files' names: parts of
+// one range expire class by class.
 func (x *Expiry) Name() (string, error) {
 	if len(x.Entries) == 0 {
 		return "", errors.New("an expiry note without entries")
@@ -105,6 +107,13 @@ func (x *Expiry) Name() (string, error) {
 	kind := "segments"
 	if x.Entries[0].Part {
 		kind = "parts"
+	}
+	if x.Version > 1 {
+		h := sha256.New()
+		for _, e := range x.Entries {
+			fmt.Fprintln(h, e.Name)
+		}
+		kind += "-" + hex.EncodeToString(h.Sum(nil)[:8])
 	}
 	first, last := x.Entries[0].First, x.Entries[len(x.Entries)-1].Last
 	return fmt.Sprintf("%s%020d-%020d.%s.json", ExpiryFolder(x.Gateway, e), first, last, kind), nil

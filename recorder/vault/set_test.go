@@ -209,7 +209,7 @@ func TestParseExpiry(t *testing.T) {
 		}
 	}
 	for what, change := range map[string]func(*Expiry){
-		"version": func(x *Expiry) { x.Version = 2 },
+		"version": func(x *Expiry) { x.Version = 3 },
 		"none":    func(x *Expiry) { x.Entries = nil },
 		"gap":     func(x *Expiry) { x.Entries[1].First = 7; x.Entries[1].Last = 7 },
 		"mixed":   func(x *Expiry) { x.Entries[1].Part = true },
