@@ -239,8 +239,8 @@ type stream struct {
 	sure    sure
 	// decided is where the segment ends, where a sink has decided that.
 	decided   *vault.Salvage
-	salvaging bool // another sink may store the segment with the gateway's cut
-	open    []byte // the open record's frame, until it is stored
+	salvaging bool   // another sink may store the segment with the gateway's cut
+	open      []byte // the open record's frame, until it is stored
 }
 
 // resume finds where the vault's segments of the epoch end.
