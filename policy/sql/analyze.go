@@ -355,7 +355,17 @@ func (w *walker) run(limit int, kind BodyKind) (p *Problem) {
 		default:
 			w.list(script.Statements.Statements)
 		}
+		w.settle(script)
 	})
+}
+
+// settle compares what was walked with what the tree holds.
+func (w *walker) settle(n ast.Node) {
+	var a account
+	a.count(w, n)
+	if a != w.seen {
+		w.unsupported(n, "a query, table or call in some place of this text")
+	}
 }
 
 // guarded runs a walk and returns the Problem that stopped it.
@@ -383,6 +393,7 @@ func (w *walker) runExpression() *Problem {
 		end := w.begin("EXPRESSION", e.Pos())
 		w.expr(e, &scope{ctes: w.arguments})
 		end()
+		w.settle(e)
 	})
 }
 

@@ -292,7 +292,7 @@ func resolve(idents []string, project, dataset string, isDataset bool) (Name, er
 		}
 		parts = []string{dataset, parts[0]}
 	}
-	if len(parts) != 2 {
+	if len(parts) != 2 || n.Project == "" {
 		return Name{}, nameErrorf("invalid_name", "a table's name has a dataset, a table and perhaps a project, no more and no less")
 	}
 	if err := checkDataset(parts[0]); err != nil {
@@ -319,8 +319,15 @@ func init() {
 // finishName checks a table's id, taking its decorators away.
 func finishName(n Name, dataset, table string) (Name, error) {
 	n.Dataset = dataset
-	if strings.EqualFold(dataset, "INFORMATION_SCHEMA") {
-		return resolve([]string{n.Project, dataset, table}, "", "", false)
+	if strings.EqualFold(dataset, "INFORMATION_SCHEMA") { // as a default dataset, or in a REST reference
+		n.Dataset, n.InformationSchema = "", strings.ToUpper(table)
+		if v, at, ok := cutDecorator(n.InformationSchema); ok {
+			n.InformationSchema, n.TimeTravel = v, at
+		}
+		if n.InformationSchema == "" || !ascii(n.InformationSchema) {
+			return Name{}, nameErrorf("invalid_name", "an INFORMATION_SCHEMA view has a character that BigQuery refuses")
+		}
+		return n, nil
 	}
 	if t, _, ok := cutDecorator(table); ok {
 		n.TimeTravel = true

@@ -28,6 +28,8 @@ type binding struct {
 	scan  *scan  // nil for what is no table: a CTE, a subquery, an array
 	// weak is true where the alias is not certain: it finds columns, but a path that begins with it stays a table.
 	weak bool
+	// chosen is true where a pipe's SELECT or AGGREGATE chose of its columns.
+	chosen bool
 }
 
 // scope is what an expression sees. It holds too little rather than too much: a
@@ -65,6 +67,19 @@ func (s *scope) correlated(name string) bool {
 	for ; s != nil; s = s.outer {
 		for _, b := range s.bindings {
 			if b.alias == name && !b.weak {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// named reports whether a path's first word may be a range variable.
+func (s *scope) named(name string) bool {
+	name = strings.ToLower(name)
+	for ; s != nil; s = s.outer {
+		for _, b := range s.bindings {
+			if b.alias == name {
 				return true
 			}
 		}
@@ -123,6 +138,7 @@ func (w *walker) query(q *ast.Query, outer *scope, ctes *cte) {
 	if q == nil {
 		return
 	}
+	w.seen.queries++
 	defer w.descend(q.Pos())()
 	if q.WithClause != nil {
 		ctes = w.with(q.WithClause, outer, ctes)
@@ -138,11 +154,8 @@ func (w *walker) query(q *ast.Query, outer *scope, ctes *cte) {
 		w.exprs(q.Limit, sc)
 	}
 	if len(q.PipeOperators) > 0 {
-		fromQuery, isFrom := q.QueryExpr.(*ast.FromQuery)
-		if !isFrom {
+		if _, ok := q.QueryExpr.(*ast.FromQuery); !ok {
 			sc = &scope{outer: outer, ctes: ctes}
-		} else if fromQuery != nil && !narrows(q.PipeOperators) {
-			sc.allColumns()
 		}
 		w.pipes(q.PipeOperators, sc)
 	} else if _, ok := q.QueryExpr.(*ast.FromQuery); ok {
@@ -196,6 +209,9 @@ func (w *walker) queryExpr(n ast.Node, outer *scope, ctes *cte) *scope {
 	case *ast.SetOperation:
 		for _, in := range n.Inputs {
 			w.queryExpr(in, outer, ctes)
+		}
+		if n.Metadata != nil {
+			w.exprs(n.Metadata, nil)
 		}
 	case *ast.FromQuery:
 		sc := &scope{outer: outer, ctes: ctes}
@@ -259,6 +275,9 @@ func (w *walker) selectParts(s *ast.Select, sc *scope) {
 
 // orderBy skips names that the select list made: those come first there.
 func (w *walker) orderBy(o *ast.OrderBy, sc *scope) {
+	if o.Hint != nil {
+		w.exprs(o.Hint, sc)
+	}
 	for _, it := range o.Items {
 		if p, ok := it.Expr.(*ast.PathExpression); ok && len(p.Names) == 1 && sc.aliases[strings.ToLower(p.Names[0].Name)] {
 			continue
@@ -348,7 +367,6 @@ func (w *walker) bind(sc *scope, a *ast.Alias, s *scan) {
 func (w *walker) postfix(ops []ast.Node, sc *scope) {
 	for _, op := range ops {
 		switch op := op.(type) {
-		case *ast.SampleClause:
 		case *ast.PivotClause, *ast.UnpivotClause, *ast.MatchRecognizeClause:
 			sc.allColumns()
 			w.exprs(op, sc)
@@ -359,6 +377,10 @@ func (w *walker) postfix(ops []ast.Node, sc *scope) {
 }
 
 func (w *walker) tablePath(n *ast.TablePathExpression, sc *scope) {
+	w.seen.tables++
+	if n.Hint != nil {
+		w.exprs(n.Hint, sc)
+	}
 	if n.UnnestExpr != nil {
 		w.exprs(n.UnnestExpr, sc)
 		w.bind(sc, n.Alias, nil)
@@ -385,12 +407,12 @@ func (w *walker) tablePath(n *ast.TablePathExpression, sc *scope) {
 	case len(names) > 1 && !dotted && !isSession(names) && sc.correlated(names[0]):
 		w.column(names, sc)
 	default:
+		if len(names) > 1 && sc.named(names[0]) {
+			w.column(names, sc) // should it be a path after all
+		}
 		s = w.tableUse(n.Path, "from", w.read)
 		if n.ForSystemTime != nil {
-			// The newest reads carry the time.
-			for i := len(w.cur.reads) - 1; i >= 0 && w.cur.reads[i].Line == s.Line && w.cur.reads[i].Column == s.Column; i-- {
-				w.cur.reads[i].TimeTravel = true
-			}
+			s.past()
 		}
 	}
 	b := binding{scan: s}
@@ -413,6 +435,7 @@ func (w *walker) tablePath(n *ast.TablePathExpression, sc *scope) {
 
 // tableClause walks TABLE t and TABLE f(...).
 func (w *walker) tableClause(n *ast.TableClause, sc *scope, as string) {
+	w.seen.clauses++
 	switch t := n.Table.(type) {
 	case *ast.PathExpression:
 		names := w.names(t)
@@ -420,9 +443,6 @@ func (w *walker) tableClause(n *ast.TableClause, sc *scope, as string) {
 			return
 		}
 		w.tableUse(t, as, w.read).all()
-		for i := len(w.cur.reads) - 1; i >= 0 && i >= len(w.cur.reads)-2; i-- {
-			w.cur.reads[i].all()
-		}
 	case *ast.TVF:
 		w.tvf(t, sc)
 	default:
@@ -432,6 +452,7 @@ func (w *walker) tableClause(n *ast.TableClause, sc *scope, as string) {
 
 // tvf walks a call of a table function.
 func (w *walker) tvf(n *ast.TVF, sc *scope) {
+	w.seen.tvfs++
 	outer := sc
 	if !n.IsLateral && sc != nil {
 		outer = &scope{outer: sc.outer, ctes: sc.ctes}
@@ -454,7 +475,17 @@ func (w *walker) argument(n ast.Node, sc *scope) {
 	case *ast.NamedArgument:
 		w.namedArgument(a)
 		w.argument(a.Value, sc)
-	case *ast.TableClause, *ast.ModelClause, *ast.ConnectionClause, *ast.ExpressionSubquery:
+	case *ast.ExpressionSubquery:
+		if t, ok := a.Query.QueryExpr.(*ast.TableClause); ok && t.Pos() == a.Pos() {
+			w.seen.queries++ // name => TABLE t
+			if sc == nil {
+				sc = &scope{}
+			}
+			w.tableClause(t, sc, "table_argument")
+			return
+		}
+		w.expr(a, sc)
+	case *ast.TableClause, *ast.ModelClause, *ast.ConnectionClause:
 		w.expr(a, sc)
 	case *ast.Descriptor, *ast.InputTableArgument:
 	case *ast.PathExpression:
@@ -495,31 +526,15 @@ func (w *walker) externalQuery(n *ast.TVF) {
 	}
 }
 
-// narrows reports whether a pipe's operators choose columns before the end, with
-// nothing before that needs all of them.
-func narrows(ops []ast.Node) bool {
-	for _, op := range ops {
-		switch op := op.(type) {
-		case *ast.PipeSelect, *ast.PipeAggregate:
-			return true
-		case *ast.PipeWhere, *ast.PipeOrderBy, *ast.PipeLimitOffset, *ast.PipeExtend, *ast.PipeTablesample, *ast.PipeAs, *ast.PipeWindow:
-		case *ast.PipeJoin:
-			_ = op
-		default:
-			return false
-		}
-	}
-	return false
-}
-
 // pipes walks pipe operators. The names of FROM stay for what is certain to keep
 // them, and go with the first operator that is not.
+// What no SELECT or AGGREGATE chose of goes out whole.
 func (w *walker) pipes(ops []ast.Node, sc *scope) {
-	drop := func() {
+	drop := func(chosen bool) {
 		// Columns are still looked for by these names, paths are not.
 		next := &scope{outer: sc.outer, ctes: sc.ctes}
 		for _, b := range sc.bindings {
-			b.weak = true
+			b.weak, b.chosen = true, b.chosen || chosen
 			next.bindings = append(next.bindings, b)
 		}
 		sc = next
@@ -533,27 +548,28 @@ func (w *walker) pipes(ops []ast.Node, sc *scope) {
 			w.exprs(op.OrderBy, sc)
 		case *ast.PipeLimitOffset:
 			w.exprs(op.LimitOffset, sc)
-		case *ast.PipeTablesample, *ast.PipeStaticDescribe, *ast.PipeDescribe:
+		case *ast.PipeTablesample:
+			w.exprs(op, sc)
 		case *ast.PipeExtend:
 			w.selectParts(op.Select, sc)
 		case *ast.PipeWindow:
 			w.selectParts(op.Select, sc)
 		case *ast.PipeSelect:
 			w.selectParts(op.Select, sc)
-			drop()
+			drop(true)
 		case *ast.PipeAggregate:
 			w.selectParts(op.Select, sc)
-			drop()
+			drop(true)
 		case *ast.PipeSet:
 			for _, it := range op.Items {
 				w.expr(it.Expr, sc)
 			}
-			drop()
+			drop(false)
 		case *ast.PipeDistinct, *ast.PipeRename, *ast.PipeDrop:
 			sc.allColumns()
-			drop()
+			drop(false)
 		case *ast.PipeAs:
-			drop()
+			drop(false)
 			w.bind(sc, op.Alias, nil)
 		case *ast.PipeJoin:
 			w.from(op.Join, sc)
@@ -564,17 +580,20 @@ func (w *walker) pipes(ops []ast.Node, sc *scope) {
 			for _, in := range op.Inputs {
 				w.queryExpr(in, sc.outer, sc.ctes)
 			}
-			drop()
+			if op.Metadata != nil {
+				w.exprs(op.Metadata, sc)
+			}
+			drop(false)
 		case *ast.PipeCall:
 			sc.allColumns()
 			w.tvf(op.Call, sc)
-			drop()
+			drop(false)
 		case *ast.PipeAssert:
 			w.exprs(op, sc)
 		case *ast.PipePivot, *ast.PipeUnpivot, *ast.PipeMatchRecognize:
 			sc.allColumns()
 			w.exprs(op, sc)
-			drop()
+			drop(false)
 		case *ast.PipeInsert:
 			sc.allColumns()
 			s := w.begin("INSERT", op.Pos())
@@ -593,11 +612,13 @@ func (w *walker) pipes(ops []ast.Node, sc *scope) {
 			s()
 		case *ast.PipeTee:
 			sc.allColumns()
+			w.hint(op.Hint)
 			for _, sub := range op.Subpipelines {
 				w.pipes(sub.PipeOperators, sc)
 			}
 		case *ast.PipeFork:
 			sc.allColumns()
+			w.hint(op.Hint)
 			for _, sub := range op.Subpipelines {
 				w.pipes(sub.PipeOperators, sc)
 			}
@@ -605,6 +626,11 @@ func (w *walker) pipes(ops []ast.Node, sc *scope) {
 			w.unsupported(op, "this pipe operator")
 		}
 		done()
+	}
+	for _, b := range sc.bindings {
+		if !b.chosen {
+			b.scan.all()
+		}
 	}
 }
 
@@ -648,6 +674,7 @@ func (w *walker) expr(n ast.Node, sc *scope) {
 		}
 		w.tableClause(n, sc, "table_argument")
 	case *ast.ModelClause:
+		w.seen.models++
 		w.object(n.Path, "model", "table_argument", w.read)
 	case *ast.ConnectionClause:
 		w.connectionPath(n.Path, "write")
@@ -656,7 +683,9 @@ func (w *walker) expr(n ast.Node, sc *scope) {
 		w.expr(n.Value, sc)
 	case *ast.ExtractExpression:
 		if _, ok := n.LhsExpr.(*ast.PathExpression); !ok {
-			if c, ok := n.LhsExpr.(*ast.FunctionCall); !ok || len(c.Args) > 1 {
+			if c, ok := n.LhsExpr.(*ast.FunctionCall); ok && onlyPath(c) {
+				w.seen.calls++ // WEEK(MONDAY)
+			} else {
 				w.expr(n.LhsExpr, sc)
 			}
 		}
@@ -713,6 +742,7 @@ func (w *walker) dotStar(n ast.Node, sc *scope) {
 
 // call walks a function's call in an expression.
 func (w *walker) call(n *ast.FunctionCall, sc *scope) {
+	w.seen.calls++
 	defer w.descend(n.Pos())()
 	name := w.function(n.Function, false)
 	part := datePartArgument(name)
@@ -725,7 +755,8 @@ func (w *walker) call(n *ast.FunctionCall, sc *scope) {
 				continue
 			}
 		case *ast.FunctionCall:
-			if i == part && len(a.Function.Names) == 1 && strings.EqualFold(a.Function.Names[0].Name, "WEEK") {
+			if i == part && len(a.Function.Names) == 1 && strings.EqualFold(a.Function.Names[0].Name, "WEEK") && onlyPath(a) {
+				w.seen.calls++ // WEEK(MONDAY)
 				continue
 			}
 		}
@@ -745,12 +776,18 @@ func (w *walker) call(n *ast.FunctionCall, sc *scope) {
 	}
 }
 
+// onlyPath reports whether a call's arguments are one name.
+func onlyPath(c *ast.FunctionCall) bool {
+	if len(c.Args) != 1 || len(c.Children()) != 2 {
+		return false
+	}
+	_, ok := c.Args[0].(*ast.PathExpression)
+	return ok
+}
+
 // graph walks a graph query for what stands in its expressions. The graph's
 // own tables are not known.
 func (w *walker) graph(n ast.Node, sc *scope) {
-	if g, ok := n.(*ast.GraphTableQuery); ok && g.Graph != nil {
-		w.object(g.Graph, "graph", "from", w.read)
-	}
 	var visit func(ast.Node)
 	visit = func(n ast.Node) {
 		switch n := n.(type) {
@@ -760,6 +797,10 @@ func (w *walker) graph(n ast.Node, sc *scope) {
 		case *ast.FunctionCall:
 			w.call(n, sc)
 			return
+		case *ast.GraphTableQuery:
+			if n.Graph != nil {
+				w.object(n.Graph, "graph", "from", w.read)
+			}
 		case *ast.GqlGraphPatternQuery:
 			if n.Graph != nil {
 				w.object(n.Graph, "graph", "from", w.read)

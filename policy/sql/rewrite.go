@@ -17,6 +17,7 @@ import (
 //	UNDROP SCHEMA x                    CREATE SCHEMA x, noted as undrop
 //	LOAD DATA INTO t FROM FILES (...)  BREAK, noted with what was read of it
 //	CASE [x] WHEN y THEN ... END CASE  IF ... THEN ... ELSEIF ... END IF
+//	x: LOOP ... BREAK x; END LOOP x    LOOP ... BREAK; END LOOP
 //
 // The rewritten text is never sent anywhere.
 
@@ -68,11 +69,26 @@ func (r *rewritten) original(at int) int {
 // rewrite finds the statements above.
 func rewrite(text string, toks []token.Token) *rewritten {
 	r := &rewritten{text: text, notes: map[int]note{}}
+	var labels []string
+	blank := func(t token.Token) {
+		r.edits = append(r.edits, edit{t.Pos, t.End - t.Pos, strings.Repeat(" ", t.End-t.Pos)})
+	}
 	for i := range toks {
+		t := toks[i]
+		if len(labels) > 0 && (t.Kind == token.SEMICOLON || t.Kind == token.EOF) && i > 1 && isAny(toks[i-1], labels...) &&
+			(isAny(toks[i-2], "BREAK", "LEAVE", "CONTINUE", "ITERATE") && statementStart(toks, i-2) ||
+				isWord(toks[i-2], "END") || isAny(toks[i-2], "LOOP", "WHILE", "REPEAT", "FOR") && i > 2 && isWord(toks[i-3], "END")) {
+			blank(toks[i-1])
+		}
 		if !statementStart(toks, i) {
 			continue
 		}
-		t := toks[i]
+		if t.Kind == token.IDENT && at(toks, i+1).Kind == token.COLON && isAny(at(toks, i+2), "BEGIN", "LOOP", "WHILE", "REPEAT", "FOR") {
+			labels = append(labels, t.Image)
+			blank(t)
+			blank(toks[i+1])
+			continue
+		}
 		switch {
 		case isWord(t, "MERGE"):
 			r.merge(toks, i)

@@ -51,7 +51,7 @@ func (w *walker) statement(n ast.Node) {
 	kind := func(k string) func() { return w.begin(k, n.Pos()) }
 	switch n := n.(type) {
 	case *ast.HintedStatement:
-		// The hint's values are expressions; the statement says its kind.
+		w.hint(n.Hint)
 		w.statement(n.Statement)
 
 	// Queries and DML.
@@ -89,7 +89,8 @@ func (w *walker) statement(n ast.Node) {
 	case *ast.CreateExternalTableStatement:
 		defer kind("CREATE_EXTERNAL_TABLE")()
 		w.create(n.Name, "table", n.Scope, n.IsOrReplace)
-		w.expr(n.TableElementList, nil)
+		w.optional(n.TableElementList)
+		w.optional(n.WithPartition)
 		w.options(n.Options, "read")
 		w.connection(n.WithConnection, "read")
 		if !hasURI(n.Options) {
@@ -125,6 +126,9 @@ func (w *walker) statement(n ast.Node) {
 		}
 		defer kind(k)()
 		w.indexed(n.TableName)
+		w.optional(n.IndexItemList)
+		w.optional(n.Storing)
+		w.optional(n.PartitionBy)
 		w.options(n.Options, "read")
 	case *ast.CreateRowAccessPolicyStatement:
 		defer kind("CREATE_ROW_ACCESS_POLICY")()
@@ -150,7 +154,7 @@ func (w *walker) statement(n ast.Node) {
 	case *ast.AlterRowAccessPolicyStatement:
 		defer kind("ALTER_ROW_ACCESS_POLICY")()
 		w.tableUse(n.Path, "policy", w.write).all()
-		w.exprs(n.Actions, nil)
+		w.optional(n.Actions)
 	case *ast.AlterAllRowAccessPoliciesStatement:
 		defer kind("ALTER_ALL_ROW_ACCESS_POLICIES")()
 		w.tableUse(n.Path, "policy", w.write).all()
@@ -336,6 +340,18 @@ func (w *walker) statement(n ast.Node) {
 	}
 }
 
+// hint refuses a hint that holds more than plain values.
+func (w *walker) hint(h *ast.Hint) {
+	if h == nil {
+		return
+	}
+	var a account
+	a.count(w, h)
+	if a != (account{}) {
+		w.unsupported(h, "a query or call in a hint")
+	}
+}
+
 func hasURI(l *ast.OptionsList) bool {
 	if l == nil {
 		return false
@@ -365,6 +381,7 @@ func (w *walker) target(n ast.Node) (s *scan, name string, certain bool) {
 // its target, which they read as well.
 func (w *walker) targetScope(s *scan, alias *ast.Alias, name string, certain bool) *scope {
 	r := &scan{Table: s.Table}
+	r.AllColumns = false
 	w.read(r)
 	b := binding{scan: r, alias: name, weak: !certain}
 	if alias != nil {
@@ -377,6 +394,7 @@ func (w *walker) insert(n *ast.InsertStatement, ctes *cte) {
 	if n.InsertMode != "" || n.OnConflict != nil || n.Returning != nil {
 		w.unsupported(n, "this form of INSERT")
 	}
+	w.hint(n.Hint)
 	s, _, _ := w.target(n.Target)
 	if n.Columns == nil {
 		s.all()
@@ -529,9 +547,9 @@ func (w *walker) createTable(n *ast.CreateTableStatement, mark note) {
 		w.cloneSource(n.Clone, as)
 	}
 	w.query(n.Query, nil, nil)
-	if n.TableElementList != nil {
-		w.elements(n.TableElementList)
-	}
+	w.optional(n.TableElementList)
+	w.optional(n.PartitionBy)
+	w.optional(n.ClusterBy)
 	if n.SpannerOptions != nil || n.Ttl != nil {
 		w.unsupported(n, "this form of CREATE TABLE")
 	}
@@ -568,11 +586,9 @@ func (w *walker) elements(n ast.Node) {
 
 func (w *walker) cloneSource(c *ast.CloneDataSource, as string) {
 	s := w.tableUse(c.Path, as, w.read)
-	for i := len(w.cur.reads) - 1; i >= 0 && i >= len(w.cur.reads)-2; i-- {
-		if r := w.cur.reads[i]; r.Line == s.Line && r.Column == s.Column {
-			r.all()
-			r.TimeTravel = r.TimeTravel || c.ForSystemTime != nil
-		}
+	s.all()
+	if c.ForSystemTime != nil {
+		s.past()
 	}
 	if c.ForSystemTime != nil {
 		w.expr(c.ForSystemTime.Expr, nil)
@@ -599,6 +615,8 @@ func (w *walker) createView(n *ast.CreateViewStatement, kind func(string) func()
 	}
 	w.defined(func() { w.query(n.Query, nil, ctes) })
 	w.create(n.Name, "table", n.Scope, n.IsOrReplace)
+	w.optional(n.PartitionBy)
+	w.optional(n.ClusterBy)
 	w.options(n.Options, "read")
 }
 

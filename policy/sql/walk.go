@@ -2,6 +2,7 @@ package sql
 
 import (
 	"fmt"
+	"reflect"
 	"sort"
 	"strings"
 
@@ -54,10 +55,15 @@ func (e *env) leave(block *env) {
 type scan struct {
 	Table
 	cols map[string]bool
+	twin *scan // what the same name may stand for as well
 }
 
 func (s *scan) column(w *walker, name string) {
-	if s != nil && !s.AllColumns {
+	if s == nil {
+		return
+	}
+	s.twin.column(w, name)
+	if !s.AllColumns {
 		if w.columns++; w.columns > maxColumns {
 			s.all()
 			return
@@ -72,6 +78,15 @@ func (s *scan) column(w *walker, name string) {
 func (s *scan) all() {
 	if s != nil {
 		s.AllColumns, s.cols = true, nil
+		s.twin.all()
+	}
+}
+
+// past marks a use of the table as it was.
+func (s *scan) past() {
+	if s != nil {
+		s.TimeTravel = true
+		s.twin.past()
 	}
 }
 
@@ -99,6 +114,7 @@ type walker struct {
 	created map[string]bool // temporary objects
 	steps   int
 	columns int
+	seen    account // what was walked, against what the tree holds
 	places  *places
 	called  map[Function]int // where a function stands in facts.Functions, by what makes it one
 	reached map[External]bool
@@ -299,6 +315,9 @@ func (w *walker) tableUse(p *ast.PathExpression, as string, put func(*scan) *sca
 		if w.env.dataset == "" && !w.env.unknown {
 			return s // no default dataset could hold it
 		}
+		other := put(w.table(w.resolveName(names, p.Pos()), "table", as, p.Pos()))
+		other.twin = s
+		return other
 	}
 	return put(w.table(w.resolveName(names, p.Pos()), "table", as, p.Pos()))
 }
@@ -408,7 +427,7 @@ func (w *walker) options(l *ast.OptionsList, access string) {
 		case !textOptions[name]:
 			w.optionLiterals(e.Value, access)
 		}
-		w.exprs(e.Value, nil)
+		w.expr(e.Value, nil)
 	}
 }
 
@@ -426,6 +445,42 @@ func (w *walker) optionLiterals(n ast.Node, access string) {
 	for _, c := range n.Children() {
 		w.optionLiterals(c, access)
 	}
+}
+
+// account counts the nodes of a tree that bear facts. A walk that leaves one out,
+// or a tree that holds one in a place that the walk does not know, shows in it.
+type account struct{ queries, tables, tvfs, calls, clauses, models int }
+
+// count counts all of a tree.
+func (a *account) count(w *walker, n ast.Node) {
+	switch n.(type) {
+	case *ast.Identifier, *ast.PathExpression, *ast.Alias, *ast.StringLiteral, *ast.IntLiteral:
+		return
+	case *ast.Query:
+		a.queries++
+	case *ast.TablePathExpression:
+		a.tables++
+	case *ast.TVF:
+		a.tvfs++
+	case *ast.FunctionCall:
+		a.calls++
+	case *ast.TableClause:
+		a.clauses++
+	case *ast.ModelClause:
+		a.models++
+	}
+	w.step(n.Pos())
+	for _, c := range n.Children() {
+		a.count(w, c)
+	}
+}
+
+// optional walks a part that may be a nil pointer.
+func (w *walker) optional(n ast.Node) {
+	if v := reflect.ValueOf(n); n == nil || v.Kind() == reflect.Pointer && v.IsNil() {
+		return
+	}
+	w.elements(n)
 }
 
 // finish builds the facts of what was walked.
