@@ -261,6 +261,7 @@ func guardTokens(text string, toks []token.Token) *Problem {
 			if prefix++; prefix > maxPrefix {
 				return problemAt(text, t.Pos, "too_deep", fmt.Sprintf("more than %d operators stand in a row", maxPrefix))
 			}
+		case t.Kind == token.INT && i > 0 && toks[i-1].Kind == token.ATSIGN: // the hint @1
 		case t.Kind == token.LBRACE || t.Kind == token.RBRACE || len(stack) > 0 && stack[len(stack)-1].close == token.RBRACE:
 			// The hints of a statement: @{a=1} @{b=2} SELECT
 		default:

@@ -207,7 +207,7 @@ func resolve(idents []string, project, dataset string, isDataset bool) (Name, er
 				return Name{}, err
 			}
 		}
-		if len(parts) != 1 {
+		if len(parts) != 1 || n.Project == "" {
 			return Name{}, nameErrorf("invalid_name", "a dataset's name has one part and perhaps a project")
 		}
 		if err := checkDataset(parts[0]); err != nil {

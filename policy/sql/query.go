@@ -762,17 +762,9 @@ func (w *walker) call(n *ast.FunctionCall, sc *scope) {
 		}
 		w.expr(a, sc)
 	}
-	for _, c := range n.Children() {
-		if c == ast.Node(n.Function) {
-			continue
-		}
-		isArg := false
-		for _, a := range n.Args {
-			isArg = isArg || a == c
-		}
-		if !isArg {
-			w.expr(c, sc)
-		}
+	// The modifiers stand behind the function's name and its arguments.
+	for _, c := range n.Children()[1+len(n.Args):] {
+		w.expr(c, sc)
 	}
 }
 
@@ -845,7 +837,7 @@ func (w *walker) function(p *ast.PathExpression, isTable bool) string {
 		upper := strings.ToUpper(strings.Join(names, "."))
 		base := strings.TrimPrefix(upper, "SAFE.")
 		if len(names) == 1 {
-			if certain, ok := w.env.routines[names[0]]; ok {
+			if certain, ok := w.env.routine(names[0]); ok {
 				f.Name, f.Kind = names[0], "temporary"
 				w.addFunction(f)
 				if certain && !w.maybeDropped(names[0]) {
@@ -858,7 +850,7 @@ func (w *walker) function(p *ast.PathExpression, isTable bool) string {
 			return builtin(base)
 		case upper != base && !strings.Contains(base, "."):
 			// SAFE.f, where f is no built-in function: a dataset may be called safe.
-			if _, ok := w.env.routines[names[1]]; ok {
+			if _, ok := w.env.routine(names[1]); ok {
 				f.Name, f.Kind = names[1], "temporary"
 				w.addFunction(f)
 				return ""
@@ -887,7 +879,7 @@ func (w *walker) function(p *ast.PathExpression, isTable bool) string {
 
 // definedTemp reports whether a bare name is a certain temporary function, which was recorded.
 func (w *walker) definedTemp(name string) bool {
-	certain, ok := w.env.routines[name]
+	certain, ok := w.env.routine(name)
 	return ok && certain && !w.maybeDropped(name)
 }
 

@@ -47,35 +47,36 @@ type loadData struct {
 type rewritten struct {
 	text  string
 	edits []edit // in order
+	ends  []int  // of each edit in the rewritten text
 	notes map[int]note
 }
 
 // original returns the caller's byte for a byte of the rewritten text.
 func (r *rewritten) original(at int) int {
-	shift := 0
-	for _, e := range r.edits {
-		start := e.at + shift
-		if at < start {
-			break
+	// The first edit that ends behind it, or where it stands.
+	i := sort.Search(len(r.ends), func(i int) bool { return r.ends[i] > at })
+	if i < len(r.ends) {
+		if e := r.edits[i]; at >= r.ends[i]-len(e.ins) {
+			return e.at // inside of what was put in
 		}
-		if at < start+len(e.ins) {
-			return e.at
-		}
-		shift += len(e.ins) - e.del
 	}
-	return at - shift
+	if i == 0 {
+		return at
+	}
+	e := r.edits[i-1]
+	return at - r.ends[i-1] + e.at + e.del
 }
 
 // rewrite finds the statements above.
 func rewrite(text string, toks []token.Token) *rewritten {
 	r := &rewritten{text: text, notes: map[int]note{}}
-	var labels []string
+	labels := map[string]bool{}
 	blank := func(t token.Token) {
 		r.edits = append(r.edits, edit{t.Pos, t.End - t.Pos, strings.Repeat(" ", t.End-t.Pos)})
 	}
 	for i := range toks {
 		t := toks[i]
-		if len(labels) > 0 && (t.Kind == token.SEMICOLON || t.Kind == token.EOF) && i > 1 && isAny(toks[i-1], labels...) &&
+		if len(labels) > 0 && (t.Kind == token.SEMICOLON || t.Kind == token.EOF) && i > 1 && toks[i-1].Kind == token.IDENT && labels[strings.ToLower(toks[i-1].Image)] &&
 			(isAny(toks[i-2], "BREAK", "LEAVE", "CONTINUE", "ITERATE") && statementStart(toks, i-2) ||
 				isWord(toks[i-2], "END") || isAny(toks[i-2], "LOOP", "WHILE", "REPEAT", "FOR") && i > 2 && isWord(toks[i-3], "END")) {
 			blank(toks[i-1])
@@ -84,7 +85,7 @@ func rewrite(text string, toks []token.Token) *rewritten {
 			continue
 		}
 		if t.Kind == token.IDENT && at(toks, i+1).Kind == token.COLON && isAny(at(toks, i+2), "BEGIN", "LOOP", "WHILE", "REPEAT", "FOR") {
-			labels = append(labels, t.Image)
+			labels[strings.ToLower(t.Image)] = true
 			blank(t)
 			blank(toks[i+1])
 			continue
@@ -115,6 +116,7 @@ func rewrite(text string, toks []token.Token) *rewritten {
 		}
 		b.WriteString(text[last:e.at])
 		b.WriteString(e.ins)
+		r.ends = append(r.ends, b.Len())
 		last = e.at + e.del
 	}
 	b.WriteString(text[last:])

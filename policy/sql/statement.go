@@ -19,7 +19,7 @@ func (w *walker) block(l *ast.StatementList) {
 		return
 	}
 	outer := w.env
-	w.env = outer.clone()
+	w.env = outer.inner()
 	if w.rebound {
 		w.env.unknown = true
 	}
@@ -623,9 +623,8 @@ func (w *walker) createView(n *ast.CreateViewStatement, kind func(string) func()
 // defined walks a body that is stored: it sees no temporary object of the text around it.
 func (w *walker) defined(walk func()) {
 	outer := w.env
-	w.env = outer.clone()
-	w.env.tables = map[string]bool{}
-	w.env.routines = map[string]bool{}
+	w.env = outer.inner()
+	w.env.outer = nil
 	w.defines++
 	w.depth++
 	walk()
@@ -883,7 +882,7 @@ func (w *walker) drop(n *ast.DropStatement, kind func(string) func()) {
 func (w *walker) dropRoutine(p *ast.PathExpression) {
 	names := w.names(p)
 	if len(names) == 1 {
-		if _, ok := w.env.routines[names[0]]; ok && w.env.dataset == "" && !w.env.unknown {
+		if _, ok := w.env.routine(names[0]); ok && w.env.dataset == "" && !w.env.unknown {
 			return // a temporary one, or nothing
 		}
 	}

@@ -19,30 +19,46 @@ type env struct {
 	// read as the default dataset's. A certain one exists wherever the script comes here; one that is not may be missing,
 	// and its name is then the default dataset's.
 	tables, routines map[string]bool
+	outer            *env // of the block around this one, with its temporary objects
 }
 
-func (e *env) clone() *env {
+// inner returns the env of a block in e.
+func (e *env) inner() *env {
 	c := *e
-	c.tables, c.routines = map[string]bool{}, map[string]bool{}
-	for k, v := range e.tables {
-		c.tables[k] = v
-	}
-	for k, v := range e.routines {
-		c.routines[k] = v
-	}
+	c.tables, c.routines, c.outer = map[string]bool{}, map[string]bool{}, e
 	return &c
+}
+
+// table says whether a temporary table of that name exists for certain, and whether one may at all.
+func (e *env) table(name string) (certain, ok bool) {
+	for ; e != nil; e = e.outer {
+		if certain, ok := e.tables[name]; ok {
+			return certain, true
+		}
+	}
+	return false, false
+}
+
+// routine is table for routines.
+func (e *env) routine(name string) (certain, ok bool) {
+	for ; e != nil; e = e.outer {
+		if certain, ok := e.routines[name]; ok {
+			return certain, true
+		}
+	}
+	return false, false
 }
 
 // leave takes what a block did into account after it: what it created is there
 // only where it ran.
 func (e *env) leave(block *env) {
 	for k := range block.tables {
-		if _, ok := e.tables[k]; !ok {
+		if _, ok := e.table(k); !ok {
 			e.tables[k] = false
 		}
 	}
 	for k := range block.routines {
-		if _, ok := e.routines[k]; !ok {
+		if _, ok := e.routine(k); !ok {
 			e.routines[k] = false
 		}
 	}
@@ -280,7 +296,7 @@ func (w *walker) temporary(names []string) (is, maybe bool) {
 	default:
 		return false, false
 	}
-	certain, ok := w.env.tables[name]
+	certain, ok := w.env.table(name)
 	if !ok {
 		return false, false
 	}
