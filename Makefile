@@ -7,7 +7,7 @@ FUZZTIME ?= 10s
 BENCH    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help build run demo test race lint fuzz bench bench-quick conformance clean
+.PHONY: help build run demo test race lint fuzz bench bench-quick conformance oracle clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ bench-quick: build ## the same with fewer rounds and smaller results
 
 conformance: ## assumptions about Google's services, against a real project (see test/conformance)
 	$(GO) test -tags conformance -count=1 -v ./test/conformance
+
+oracle: ## policy/sql against Google's own parser; builds for minutes and takes 7 GB (see test/oracle)
+	cd test/oracle && $(GO) test -tags oracle -count=1 -timeout 60m ./...
 
 clean: ## removes what was built; recordings under .verbatim stay
 	rm -rf bin

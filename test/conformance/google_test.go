@@ -130,6 +130,30 @@ func (g *google) query(fields map[string]any) answer {
 	return g.do("POST", "/bigquery/v2/projects/"+g.project+"/queries", b)
 }
 
+// realNames returns BigQuery and a name that nothing has in the dataset for tests.
+func realNames(t *testing.T) (*google, string) {
+	t.Helper()
+	g := real(t)
+	g.dataset = env(t, "CONFORMANCE_DATASET", "a dataset of the project that tables and routines may be made in")
+	return g, unique()
+}
+
+// defaulted runs a query with the default dataset.
+func (g *google) defaulted(text string) answer {
+	g.t.Helper()
+	return g.query(map[string]any{"query": text, "useLegacySql": false, "defaultDataset": map[string]string{"projectId": g.project, "datasetId": g.dataset}})
+}
+
+// script is defaulted for a text that must run.
+func (g *google) script(text string) answer {
+	g.t.Helper()
+	a := g.defaulted(text)
+	if a.status != 200 {
+		g.t.Fatalf("%s: status %d: %.300s", text, a.status, a.body)
+	}
+	return a
+}
+
 // job returns the reference and location of the job in an answer.
 func (g *google) job(a answer) (id, location string) {
 	g.t.Helper()
@@ -261,6 +285,35 @@ var tests = map[string]func(t *testing.T){
 		job, _ := stats["sessionInfo"].(map[string]any)
 		if info["sessionId"] == nil || info["sessionId"] != job["sessionId"] {
 			t.Errorf("the answer names %v, the job %v", info["sessionId"], job["sessionId"])
+		}
+	},
+	"temp-table-first": func(t *testing.T) {
+		g, name := realNames(t)
+		g.script("CREATE TABLE `" + g.project + "." + g.dataset + "." + name + "` AS SELECT 'dataset' AS x")
+		defer g.script("DROP TABLE `" + g.project + "." + g.dataset + "." + name + "`")
+		a := g.script("CREATE TEMP TABLE " + name + " AS SELECT 'temporary' AS x; INSERT INTO " + name + " (x) SELECT x FROM " + name + "; SELECT MAX(x) FROM " + name)
+		if !strings.Contains(string(a.body), `"temporary"`) || strings.Contains(string(a.body), `"dataset"`) {
+			t.Errorf("%.300s", a.body)
+		}
+	},
+	"array-path-first": func(t *testing.T) {
+		g, name := realNames(t)
+		g.script("CREATE TABLE `" + g.project + "." + g.dataset + "." + name + "` AS SELECT 'table' AS x")
+		defer g.script("DROP TABLE `" + g.project + "." + g.dataset + "." + name + "`")
+		a := g.query(map[string]any{"useLegacySql": false, "query": "SELECT e FROM (SELECT ['array'] AS " + name + ") AS " + g.dataset + ", " + g.dataset + "." + name + " AS e"})
+		if a.status != 200 || !strings.Contains(string(a.body), `"array"`) {
+			t.Errorf("status %d: %.300s", a.status, a.body)
+		}
+	},
+	"bare-routine": func(t *testing.T) {
+		g, name := realNames(t)
+		if a := g.defaulted("SELECT " + name + "(1)"); a.status == 200 {
+			t.Errorf("a function that nobody made was called: %.300s", a.body)
+		}
+		g.script("CREATE FUNCTION `" + g.project + "." + g.dataset + "`." + name + "(x INT64) AS (x + 41)")
+		defer g.script("DROP FUNCTION `" + g.project + "." + g.dataset + "`." + name)
+		if a := g.defaulted("SELECT " + name + "(1)"); a.status == 200 && !strings.Contains(string(a.body), `"42"`) {
+			t.Errorf("%.300s", a.body)
 		}
 	},
 	"discovery": func(t *testing.T) {

@@ -1,0 +1,2 @@
+// Package oracle holds tests behind the build tag oracle, see oracle_test.go.
+package oracle
