@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 )
 
@@ -135,9 +134,7 @@ func markOf(file string, before *fingerprint) mark {
 		return absent("absent")
 	}
 	m.stat.size, m.stat.modified, m.stat.mode = st.Size(), st.ModTime().UnixNano(), st.Mode()
-	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
-		m.stat.dev, m.stat.inode = uint64(sys.Dev), sys.Ino
-	}
+	m.stat.dev, m.stat.inode = identity(st)
 	if !st.Mode().IsRegular() {
 		return absent("no file " + st.Mode().Type().String())
 	}

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"syscall"
 	"time"
 )
 
@@ -39,9 +38,7 @@ func stampOf(path string) (stamp, error) {
 		return stamp{}, err
 	}
 	s := stamp{size: st.Size(), modified: st.ModTime()}
-	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
-		s.dev, s.inode = uint64(sys.Dev), sys.Ino
-	}
+	s.dev, s.inode = identity(st)
 	return s, nil
 }
 

@@ -6,8 +6,6 @@ import (
 	"io"
 	"os"
 	"sort"
-
-	"golang.org/x/sys/unix"
 )
 
 // FS is what the journal needs of a file system; tests put faults in here.
@@ -65,12 +63,7 @@ func (osFS) ReadDir(name string) ([]string, error) {
 }
 
 func (osFS) SyncDir(name string) error {
-	d, err := os.Open(name)
-	if err != nil {
-		return err
-	}
-	err = d.Sync()
-	return errors.Join(err, d.Close())
+	return syncDir(name)
 }
 
 func (osFS) Create(name string, size int64) (File, error) {
@@ -79,11 +72,7 @@ func (osFS) Create(name string, size int64) (File, error) {
 		return nil, err
 	}
 	if size > 0 {
-		err = retryInterrupted(func() error { return unix.Fallocate(int(f.Fd()), 0, 0, size) })
-		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
-			err = f.Truncate(size) // no blocks are held, but the size stays the same in every commit
-		}
-		if err != nil {
+		if err := allocate(f, size); err != nil {
 			return nil, errors.Join(fmt.Errorf("allocate %d bytes for %s: %w", size, name, err), f.Close())
 		}
 	}
@@ -106,11 +95,7 @@ func (osFS) Lock(name string) (io.Closer, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = retryInterrupted(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		err = ErrLocked
-	}
-	if err != nil {
+	if err := lock(f); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
@@ -119,8 +104,7 @@ func (osFS) Lock(name string) (io.Closer, error) {
 type osFile struct{ *os.File }
 
 func (f osFile) Datasync() error {
-	err := retryInterrupted(func() error { return unix.Fdatasync(int(f.Fd())) })
-	if err != nil {
+	if err := datasync(f.File); err != nil {
 		return &os.PathError{Op: "fdatasync", Path: f.Name(), Err: err}
 	}
 	return nil
@@ -132,13 +116,4 @@ func (f osFile) Size() (int64, error) {
 		return 0, err
 	}
 	return st.Size(), nil
-}
-
-// retryInterrupted repeats a call that a signal ended before it did anything.
-func retryInterrupted(call func() error) error {
-	for {
-		if err := call(); !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
 }
