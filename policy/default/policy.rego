@@ -1,48 +1,20 @@
 # METADATA
 # title: The default policy
 # description: |
-#   Grants decide. data.grants says who (match) may do what (methods) where (connections, projects, datasets). Nothing is
-#   allowed without a grant, and some things are not allowed at all. Every reason has a code of the list in README.md.
+#   Grants decide. data.grants says who (match) may read, write and create what, and what else (allow, functions, limits,
+#   budgets, hours). Nothing is allowed without a grant, one grant has to cover the whole request, and some things are not
+#   allowed at all. Every reason has a code of the list in README.md.
 package verbatim.policy
 
 import data.verbatim.prepare
-import data.verbatim.sql
-
-# The level that each method needs. What is not here is refused.
-levels := {
-	"bigquery.datasets.delete": 3,
-	"bigquery.datasets.get": 1,
-	"bigquery.datasets.insert": 3,
-	"bigquery.datasets.list": 1,
-	"bigquery.datasets.patch": 3,
-	"bigquery.datasets.undelete": 3,
-	"bigquery.datasets.update": 3,
-	"bigquery.jobs.cancel": 1,
-	"bigquery.jobs.get": 1,
-	"bigquery.jobs.getQueryResults": 1,
-	"bigquery.jobs.insert": 1,
-	"bigquery.jobs.list": 3,
-	"bigquery.jobs.query": 1,
-	"bigquery.models.delete": 3,
-	"bigquery.models.get": 1,
-	"bigquery.models.list": 1,
-	"bigquery.models.patch": 3,
-	"bigquery.projects.getServiceAccount": 3,
-	"bigquery.projects.list": 1,
-	"bigquery.routines.delete": 3,
-	"bigquery.routines.get": 1,
-	"bigquery.routines.list": 1,
-	"bigquery.tabledata.insertAll": 2,
-	"bigquery.tabledata.list": 1,
-	"bigquery.tables.delete": 2,
-	"bigquery.tables.get": 1,
-	"bigquery.tables.insert": 2,
-	"bigquery.tables.list": 1,
-	"bigquery.tables.patch": 2,
-	"bigquery.tables.update": 2,
-}
+import data.verbatim.times
+import data.verbatim.uses
+import data.verbatim.words
 
 level_names := ["", "read", "write", "admin"]
+
+# How a message says what is done to a table.
+verb_names := {"read": "read", "write": "write", "scratch": "create, change or drop", "admin": "administrate", "jobs": "see the jobs of"}
 
 decision := object.union(
 	{"allow": true, "reasons": [{"code": "granted", "message": sprintf("allowed by the grant %s", [chosen])}]},
@@ -52,6 +24,23 @@ decision := object.union(
 decision := {"allow": false, "reasons": reasons, "limits": {"maximum_bytes_billed": 0}, "labels": {}} if {
 	not chosen
 	not public
+	count(covering) == 0
+}
+
+# A grant covers all that the text names; what views, routines and the cost
+# come to only BigQuery knows.
+decision := {
+	"allow": false,
+	"dry_run": true,
+	"reasons": [reason("dry_run_needed", sprintf(
+		"the grant %s lists tables (rule dry_run_needed), and what this request reaches through views and routines, or what it costs, has to be asked of BigQuery first: let the gateway make dry runs, or ask for a grant that trusts views",
+		[concat(", ", covering)],
+	))],
+	"limits": {"maximum_bytes_billed": 0},
+	"labels": {},
+} if {
+	not chosen
+	count(covering) > 0
 }
 
 # The description of the API is public and the same for everybody. The bq
@@ -67,17 +56,17 @@ public if method == "discovery"
 
 # What an allowed request goes out with.
 terms(grant) := object.union(
-	{"limits": {"maximum_bytes_billed": grant.maximum_bytes_billed}, "labels": grant.labels},
+	{"limits": {"maximum_bytes_billed": affordable(grant)}, "labels": grant.labels},
 	grant.extra,
 )
 
+# The grant's limit, or what is left of a budget where that is less.
+# 0 would be no limit.
+affordable(grant) := max({1, min({grant.maximum_bytes_billed} | {left | some b in grant.budgets; left := b.bytes - used(b).bytes})})
+
 # Of the grants that allow the request, the one with the highest limit; of
 # these the last by name.
-chosen := max({[prepare.grant[name].maximum_bytes_billed, name] | some name in allowing})[1]
-
-allowing := covering if count(needed_statements) == 0
-
-allowing := {name | some name in covering; count(missing(prepare.grant[name])) == 0} if count(needed_statements) > 0
+chosen := max({[prepare.grant[name].maximum_bytes_billed, name] | some name in covering; sure(prepare.grant[name])})[1]
 
 # A grant covers the request, said in its own words and not as the lack of a
 # refusal: something undefined must not allow.
@@ -87,17 +76,214 @@ covering contains name if {
 	all_grants := prepare.grant
 	some name in candidates
 	grant := all_grants[name]
-	some d in wanted_datasets
-	grant.datasets[d]
-	grant.level >= needed
-	now < grant.expires_ns
+	every u in uses.tables {
+		covers(grant.tables[u.verb], u)
+	}
+	times.now < grant.expires_ns
 	some c in wanted_connections
 	grant.connections[c]
 	some p in wanted_projects
 	grant.projects[p]
-	some q in wanted_destinations
-	grant.projects[q]
+	on_hours(grant)
+	not stopped(name)
+	every need in uses.needed {
+		grant.allow[need]
+	}
+	every f in uses.functions {
+		named(grant.functions, f)
+	}
+	known(grant)
+	cheap(grant)
+	every b in grant.budgets {
+		within(b)
+	}
 }
+
+covers(patterns, u) if patterns.exact[u.key]
+
+covers(patterns, u) if patterns.exact[u.dataset]
+
+covers(patterns, u) if patterns.exact[u.anywhere]
+
+covers(patterns, u) if strings.any_prefix_match(u.key, patterns.prefixes)
+
+named(patterns, name) if patterns.exact[name]
+
+named(patterns, name) if strings.any_prefix_match(name, patterns.prefixes)
+
+# The tables are known as well as the grant needs it.
+known(_) if {
+	count(uses.gaps) == 0
+	not reaches_any
+}
+
+known(grant) if {
+	grant.everything
+	count(uses.gaps - {"dry_run_list"}) == 0
+	not uses.unread
+}
+
+known(grant) if {
+	grant.everything
+	count(uses.gaps) == 0
+	uses.unread
+	grant.level >= words.level
+}
+
+# Requests of which nobody knows the tables: text that nobody read, and jobs
+# whose body names none.
+reaches_any if uses.unread
+
+reaches_any if {
+	input.request.job_type == "copy"
+	count(input.reads) == 0
+}
+
+reaches_any if {
+	input.request.job_type in {"copy", "load"}
+	count(input.writes) == 0
+	input.request.destination == ""
+}
+
+# Nothing is left to ask a dry run.
+sure(_) if uses.dry_run_known
+
+sure(_) if not has_sql
+
+sure(grant) if {
+	not asks_behind
+	grant.estimated_bytes == 0
+}
+
+sure(grant) if {
+	grant.trust
+	grant.estimated_bytes == 0
+}
+
+asks_behind if count(uses.uncertain) > 0
+
+asks_behind if count(uses.functions) > 0
+
+# The whole of input.sql would tie remembered decisions to the text.
+has_sql if input.sql.statements
+
+# Cost.
+
+cheap(_) if not uses.dry_run_known
+
+cheap(grant) if {
+	input.sql.dry_run.bytes_processed <= grant.maximum_bytes_billed
+	grant.estimated_bytes == 0
+}
+
+cheap(grant) if {
+	input.sql.dry_run.bytes_processed <= grant.maximum_bytes_billed
+	input.sql.dry_run.bytes_processed <= grant.estimated_bytes
+}
+
+# Budgets.
+
+# What the gateway counted in the window of a budget. A window that it does not
+# keep is undefined.
+used(b) := w if {
+	input.usage.known
+	some w in input.usage.windows
+	w.of == b.of
+	w.seconds == b.seconds
+}
+
+within(_) if not spends
+
+within(b) if {
+	u := used(b)
+	count(overdrawn(b, u)) == 0
+}
+
+# What of a budget this request would overdraw.
+overdrawn(b, u) := ({what |
+	begins
+	b.queries <= u.queries
+	what := "queries"
+} | {what |
+	begins
+	b.bytes <= u.bytes + estimate
+	what := "bytes"
+}) | {what |
+	b.rows <= u.rows
+	what := "rows"
+}
+
+default estimate := 0
+
+estimate := input.sql.dry_run.bytes_processed
+
+# Requests that cost: queries, and whatever delivers rows.
+begins if {
+	uses.queries
+	not input.request.dry_run
+}
+
+spends if begins
+
+spends if method in {"bigquery.tabledata.list", "bigquery.jobs.getQueryResults"}
+
+# Time.
+
+on_hours(grant) if count(grant.hours) == 0
+
+on_hours(grant) if {
+	some span in grant.hours
+	times.in_week(span)
+}
+
+# Maintenance that is in the way of the grant.
+stopped(grant) if {
+	some name in stopping
+	not prepare.maintenance[name].except[grant]
+}
+
+stopping contains name if {
+	some name in times.open_windows
+	window := prepare.maintenance[name]
+	some c in wanted_connections
+	window.connections[c]
+	stops(window)
+	concerns(window)
+}
+
+stops(window) if window.let == "nothing"
+
+stops(window) if {
+	window.let == "read"
+	changes
+}
+
+changes if {
+	some u in uses.tables
+	not u.verb in {"read", "jobs"}
+}
+
+changes if count(uses.needed) > 0
+
+changes if {
+	uses.unread
+	words.level > 1
+}
+
+concerns(window) if window.anywhere
+
+concerns(window) if {
+	some u in uses.tables
+	covers(window.tables, u)
+}
+
+concerns(_) if count(uses.needed) > 0
+
+concerns(_) if reaches_any
+
+concerns(_) if count(uses.gaps) > 0
+
+# Why not.
 
 reasons := [barred]
 
@@ -203,18 +389,13 @@ barred := reason("iam_denied", sprintf(
 	"method_unknown",
 	"the request is refused (rule method_unknown): the policy does not know its method; use a method that README.md of the policy lists",
 ) if {
-	not levels[method]
-} else := reason(
-	"extract_denied",
-	"the extract job is refused (rule extract_denied): data does not leave BigQuery for files; query the rows instead",
-) if {
-	input.request.job_type == "extract"
+	not uses.known_method
 } else := reason(
 	"job_type_unknown",
-	"the job is refused (rule job_type_unknown): it is of no type that the policy knows; send a query, load or copy job",
+	"the job is refused (rule job_type_unknown): it is of no type that the policy knows; send a query, load, copy or extract job",
 ) if {
 	method == "bigquery.jobs.insert"
-	not input.request.job_type in ["query", "load", "copy"]
+	not input.request.job_type in ["query", "load", "copy", "extract"]
 } else := reason(
 	"external_tables_denied",
 	"the job is refused (rule external_tables_denied): it defines external tables of its own; load the data into a table first",
@@ -224,109 +405,94 @@ barred := reason("iam_denied", sprintf(
 	"destination_unreadable",
 	"the job is refused (rule destination_unreadable): its destination is no PROJECT.DATASET.TABLE; name the table in full",
 ) if {
-	not destination
+	not destination_readable
 } else := barred_sql
 
 barred_sql := reason(
 	"sql_missing",
 	"the query is refused (rule sql_missing): the request holds no SQL; send the text as query",
 ) if {
-	queries
+	uses.queries
 	not input.sql.statements # the whole of input.sql would tie remembered decisions to the text
 } else := reason(
 	"legacy_sql_denied",
 	"the query is refused (rule legacy_sql_denied): legacy SQL is not understood; set useLegacySql to false and write GoogleSQL",
 ) if {
-	queries
+	uses.queries
 	input.sql.legacy
 } else := reason("sql_unreadable", sprintf(
 	"the SQL is refused (rule sql_unreadable): %s; write it so that it can be read in one way only",
-	[input.sql.problem],
+	[unreadable],
 )) if {
-	queries
-	input.sql.problem != ""
+	unreadable
 } else := reason(
 	"sql_missing",
 	"the query is refused (rule sql_missing): the text holds no statement; send one",
 ) if {
-	queries
+	uses.queries
 	count(input.sql.statements) == 0
-} else := reason("statement_denied", sprintf(
-	"the SQL is refused (rule statement_denied): it holds %s, and access and capacity are not changed through the gateway; put the word in backticks if it is a name",
-	[concat(", ", sql.forbidden)],
+} else := reason("dry_run_refused", sprintf(
+	"the SQL is refused (rule dry_run_refused): BigQuery's dry run does not take it: %s; correct it",
+	[quoted(input.sql.dry_run.error)],
 )) if {
-	queries
-	count(sql.forbidden) > 0
+	input.sql.dry_run.error != ""
+} else := reason("statement_denied", sprintf(
+	"the SQL is refused (rule statement_denied): it holds %s, which nobody may use: access and capacity are not changed through the gateway, and what the policy does not know is not run; leave it out",
+	[concat(", ", uses.forbidden)],
+)) if {
+	count(uses.forbidden) > 0
 }
 
-queries if method == "bigquery.jobs.query"
-
-queries if {
-	method == "bigquery.jobs.insert"
-	input.request.job_type == "query"
+# Why the SQL is not understood: the parser's own words, where a dry run does
+# not stand in.
+unreadable := sprintf("%s, at %d:%d", [quoted(problem.message), problem.line, problem.column]) if {
+	problem := input.sql.facts.problem
+	problem.code != ""
+	not stands_in(problem)
 }
 
-# What the request needs.
-
-needed := sql.level if queries
-
-needed := 2 if input.request.job_type in ["load", "copy"]
-
-needed := levels[method] if {
-	not queries
-	not input.request.job_type in ["load", "copy"]
-	not own_children
+unreadable := input.sql.problem if {
+	uses.unread
+	input.sql.problem != ""
 }
 
-needed := 1 if own_children
-
-# The jobs of one script, which the gateway lists to the script's owner only.
-own_children if {
-	method == "bigquery.jobs.list"
-	input.request.job != ""
+# Words are judged where a dry run stands in.
+unreadable := input.sql.problem if {
+	stands_in(input.sql.facts.problem)
+	input.sql.problem != ""
 }
 
-# Requests that can reach any dataset, because which ones they reach is not
-# known from the route.
-any_dataset if queries
-
-any_dataset if input.request.job_type == "copy"
-
-any_dataset if {
-	input.request.job_type == "load"
-	destination == ["", ""]
+stands_in(problem) if {
+	problem.fallback
+	input.sql.facts.source == "dry_run"
+	input.sql.dry_run.complete
+	input.sql.dry_run.error == ""
 }
 
-# [project, dataset] of the dataset that the request names; empty where it
-# names none.
-dataset := destination if {
-	input.request.job_type == "load"
-} else := [input.request.project, input.request.dataset]
+destination_readable if input.request.destination == ""
 
-destination := array.slice(destination_parts, 1, 3)
-
-# The project can hold dots (example.com:project).
-destination_parts := regex.find_all_string_submatch_n(`^([^\s]+)\.([^.\s]+)\.[^.\s]+$`, input.request.destination, 1)[0]
-
-destination := ["", ""] if input.request.destination == ""
+destination_readable if regex.match(`^[^\s]+\.[^.\s]+\.[^.\s]+$`, input.request.destination)
 
 # The request itself is nothing that is barred, said so too.
 sound if {
-	levels[method]
-	destination
-	not queries
-	input.request.external_tables == false
-	input.request.job_type in ["", "load", "copy"]
+	uses.known_method
+	not uses.queries
+	readable
 }
 
 sound if {
-	queries
-	destination
-	input.request.external_tables == false
+	uses.queries
+	readable
 	input.sql.legacy == false
-	input.sql.problem == ""
 	count(input.sql.statements) > 0
-	count(sql.forbidden) == 0
+}
+
+readable if {
+	destination_readable
+	input.request.external_tables == false
+	count(uses.forbidden) == 0
+	input.request.job_type in {"", "query", "load", "copy", "extract"}
+	not unreadable
 }
 
 # Why a grant refuses the request: the first reason, with how far it got.
@@ -335,56 +501,179 @@ refusal(name) := {"step": 1, "reason": reason("grant_expired", sprintf(
 	"the grant %s has expired (rule grant_expired): ask who runs the gateway to renew it",
 	[name],
 ))} if {
-	now >= prepare.grant[name].expires_ns
+	times.now >= prepare.grant[name].expires_ns
 } else := {"step": 2, "reason": reason("connection_denied", sprintf(
 	"the grant %s does not reach the connection %s (rule connection_denied): use a connection that it lists",
 	[name, quoted(input.connection.name)],
 ))} if {
 	not connection_listed(prepare.grant[name])
-} else := {"step": 3, "reason": reason("project_denied", sprintf(
+} else := {"step": 3, "reason": reason("outside_hours", sprintf(
+	"the grant %s does not hold at this time of the week (rule outside_hours): come back in its hours, %s UTC",
+	[name, concat(", ", [h | some span in prepare.grant[name].hours; h := span_text(span)])],
+))} if {
+	not on_hours(prepare.grant[name])
+} else := {"step": 3, "reason": reason("maintenance", sprintf(
+	"the request is refused for now (rule maintenance): %s, in the window %s, which lets %s pass%s; try again after it",
+	[window.message, blocking[0], window.let, window_end(window)],
+))} if {
+	blocking := [w | some w in stopping; not prepare.maintenance[w].except[name]]
+	window := prepare.maintenance[blocking[0]]
+} else := {"step": 4, "reason": reason("project_denied", sprintf(
 	"the grant %s does not reach the project %s (rule project_denied): use a project that it lists",
 	[name, quoted(input.request.project)],
 ))} if {
-	not projects_listed(prepare.grant[name])
-} else := {"step": 4, "reason": reason("dataset_denied", sprintf(
-	"the grant %s does not reach the dataset %s (rule dataset_denied): use a dataset that it lists",
-	[name, quoted(dataset[1])],
+	not project_listed(prepare.grant[name])
+} else := {"step": 5, "reason": reason("project_denied", sprintf(
+	"the grant %s does not reach the project %s of %s (rule project_denied): use a project that it lists, or ask for a grant that does",
+	[name, quoted(strange[0].project), quoted(strange[0].key)],
 ))} if {
-	not any_dataset
-	not datasets_listed(prepare.grant[name])
-} else := {"step": 5, "reason": reason("datasets_unknown", sprintf(
-	"the grant %s lists single datasets (rule datasets_unknown), and which datasets this request reaches is not known before it runs: read tables by tabledata.list, or ask for a grant over all datasets",
+	strange := [u | some u in unreached(prepare.grant[name]); not within_projects(prepare.grant[name], u)]
+	count(strange) > 0
+} else := {"step": 6, "reason": reason("dataset_denied", sprintf(
+	"the grant %s does not let you %s %s (rule dataset_denied): leave it out, or ask for a grant that lists it",
+	[name, verb_names[missed[0].verb], shown(missed[0].key)],
+))} if {
+	missed := [u | some u in unreached(prepare.grant[name])]
+	count(missed) > 0
+} else := {"step": 7, "reason": reason("datasets_unknown", sprintf(
+	"the grant %s lists single datasets (rule datasets_unknown), and which datasets this request reaches is not known before it runs: name the tables in it, or ask for a grant over all datasets",
 	[name],
 ))} if {
-	any_dataset
-	not datasets_listed(prepare.grant[name])
-} else := {"step": 6, "reason": reason("method_denied", sprintf(
-	"the grant %s allows %s, and %s needs %s (rule method_denied): ask for a grant that allows it",
-	[name, level_names[prepare.grant[name].level], method, level_names[needed]],
+	reaches_any
+	not prepare.grant[name].everything
+} else := {"step": 8, "reason": reason("method_denied", sprintf(
+	"the grant %s does not let you %s %s, which %s does (rule method_denied): ask for a grant that allows it",
+	[name, verb_names[low[0].verb], shown(low[0].key), method],
 ))} if {
-	not queries
-	prepare.grant[name].level < needed
-} else := {"step": 6, "reason": reason("sql_denied", sprintf(
+	not has_sql
+	low := [u | some u in unheld(prepare.grant[name])]
+	count(low) > 0
+} else := {"step": 8, "reason": reason("sql_denied", sprintf(
+	"the grant %s does not let you %s %s, which the SQL does%s (rule sql_denied): change the SQL, or ask for a grant that allows it",
+	[name, verb_names[low[0].verb], shown(low[0].key), kinds_text],
+))} if {
+	low := [u | some u in unheld(prepare.grant[name])]
+	count(low) > 0
+} else := {"step": 8, "reason": reason("sql_denied", sprintf(
 	"the grant %s allows %s, and the SQL needs %s, for %s (rule sql_denied): change the SQL, and put a word in backticks where it is a name, or ask for a grant that allows it",
-	[name, level_names[prepare.grant[name].level], level_names[needed], sql.why],
+	[name, level_names[prepare.grant[name].level], level_names[words.level], words.why],
 ))} if {
-	queries
-	prepare.grant[name].level < needed
-} else := {"step": 7, "reason": reason("statement_denied", sprintf(
-	"the grant %s does not name %s in allow_statements (rule statement_denied): leave it out, put the word in backticks if it is a name, or ask for a grant that names it",
+	uses.unread
+	prepare.grant[name].level < words.level
+} else := {"step": 9, "reason": reason("jobs_denied", sprintf(
+	"the grant %s does not let you see other callers' jobs and their SQL (rule jobs_denied): list your own by their ids, or ask for a grant with JOBS in allow",
+	[name],
+))} if {
+	some u in uses.tables
+	u.verb == "jobs"
+	not prepare.grant[name].allow.JOBS
+} else := {"step": 9, "reason": reason("statement_denied", sprintf(
+	"the grant %s does not name %s in allow (rule statement_denied): leave it out, or ask for a grant that names it",
 	[name, concat(", ", missing(prepare.grant[name]))],
 ))} if {
+	count(missing(prepare.grant[name]) - {"EXPORT DATA"}) > 0
+} else := {"step": 9, "reason": reason("extract_denied", sprintf(
+	"the extract job is refused (rule extract_denied): data does not leave BigQuery for files unless the grant %s names EXPORT DATA in allow; query the rows instead",
+	[name],
+))} if {
+	input.request.job_type == "extract"
 	count(missing(prepare.grant[name])) > 0
+} else := {"step": 9, "reason": reason("statement_denied", sprintf(
+	"the grant %s does not name EXPORT DATA in allow (rule statement_denied): data does not leave BigQuery for files; query the rows, or ask for a grant that names it",
+	[name],
+))} if {
+	count(missing(prepare.grant[name])) > 0
+} else := {"step": 10, "reason": reason("function_denied", sprintf(
+	"the grant %s does not name the function %s (rule function_denied): it can read tables or call out of BigQuery where the text does not show it; leave it out, write it as a temporary SQL function, or ask for a grant that names it in functions",
+	[name, quoted(unnamed[0])],
+))} if {
+	unnamed := [f | some f in uses.functions; not named(prepare.grant[name].functions, f)]
+	count(unnamed) > 0
+} else := {"step": 11, "reason": reason("tables_unknown", sprintf(
+	"which tables the request reaches is not known for sure (rule tables_unknown, %s), and the grant %s lists tables: name them in the text, reach for fewer than 50, or ask for a grant over all datasets",
+	[concat(", ", uses.gaps), name],
+))} if {
+	not known(prepare.grant[name])
+} else := {"step": 12, "reason": reason("cost_denied", sprintf(
+	"the query would process %d bytes, and the grant %s allows %d (rule cost_denied): read fewer columns or partitions, or ask for a higher limit",
+	[input.sql.dry_run.bytes_processed, name, cost_limit(prepare.grant[name])],
+))} if {
+	not cheap(prepare.grant[name])
+} else := {"step": 13, "reason": reason("budget_unknown", sprintf(
+	"the grant %s has a budget (rule budget_unknown), and the gateway does not know now what of it is used: try again later, and tell who runs the gateway",
+	[name],
+))} if {
+	some b in prepare.grant[name].budgets
+	not used(b)
+} else := {"step": 13, "reason": reason("budget_spent", sprintf(
+	"the budget of %s %s in %s for each %s is used up or would be (rule budget_spent): wait until earlier use leaves the window, ask for less, or for a higher budget in the grant %s",
+	[format_int(spent[0].limit, 10), spent[0].what, spent[0].window, spent[0].of, name],
+))} if {
+	spent := [{"what": what, "limit": b[what], "window": b.window, "of": b.of} |
+		some b in prepare.grant[name].budgets
+		some what in overdrawn(b, used(b))
+	]
 }
 
-now := time.parse_rfc3339_ns(input.time)
+# What the grant lets nobody do at all, and what it lets only in part.
+unreached(grant) := {u |
+	some u in uses.tables
+	not covers(grant.tables[u.verb], u)
+	not reached(grant, u)
+}
 
-# What the SQL does that the grant does not name.
-missing(grant) := needed_statements - object.keys(grant.statements)
+reached(grant, u) if {
+	some verb in ["read", "write"]
+	covers(grant.tables[verb], u)
+}
 
-needed_statements := sql.needs if queries
+unheld(grant) := {u | some u in uses.tables; not covers(grant.tables[u.verb], u)}
 
-needed_statements := set() if not queries
+within_projects(grant, u) if {
+	some p in ["*", u.project]
+	grant.projects[p]
+}
+
+within_projects(grant, u) if {
+	some verb in ["read", "write"]
+	some p in grant.tables[verb].prefixes
+	startswith(p, concat("", [u.project, "."]))
+}
+
+within_projects(grant, u) if {
+	some verb in ["read", "write"]
+	some p, _ in grant.tables[verb].exact
+	startswith(p, concat("", [u.project, "."]))
+}
+
+# A name in a message, and what it is where it is no table.
+shown(key) := quoted(key) if not endswith(key, ".")
+
+shown(key) := concat("", ["all of ", quoted(trim_suffix(key, "."))]) if endswith(key, ".")
+
+# Statements that do more than read, with their places.
+kinds_text := concat("", [" (", concat(", ", places), ")"]) if {
+	count(places) > 0
+} else := ""
+
+places := [sprintf("%s at %d:%d", [s.kind, s.line, s.column]) |
+	some s in input.sql.facts.statements
+	not s.kind in uses.reading_kinds
+]
+
+cost_limit(grant) := min({grant.maximum_bytes_billed} | {grant.estimated_bytes | grant.estimated_bytes > 0})
+
+window_end(window) := sprintf(", until %s", [time.format(window.until_ns)]) if window.until_ns > 0
+
+window_end(window) := "" if window.until_ns == 0
+
+span_text(span) := sprintf("%s %02d:%02d to %02d:%02d", [
+	concat(" ", [d | some d in ["mon", "tue", "wed", "thu", "fri", "sat", "sun"]; span.days[d]]),
+	floor(span.from / 60), span.from % 60, floor(span.until / 60), span.until % 60,
+])
+
+# What the request does that the grant does not name.
+missing(grant) := uses.needed - object.keys(grant.allow)
 
 # Any of these in a grant's list will do.
 wanted_connections := ["*", input.connection.name]
@@ -392,23 +681,6 @@ wanted_connections := ["*", input.connection.name]
 connection_listed(grant) if {
 	some name in wanted_connections
 	grant.connections[name]
-}
-
-wanted_datasets := ["*"] if any_dataset
-
-wanted_datasets := ["*", dataset[1], concat(".", dataset)] if {
-	not any_dataset
-	dataset[1] != ""
-}
-
-wanted_datasets := [""] if {
-	not any_dataset
-	dataset[1] == ""
-}
-
-datasets_listed(grant) if {
-	some name in wanted_datasets
-	grant.datasets[name]
 }
 
 wanted_projects := ["*", input.request.project] if input.request.project != ""
@@ -419,17 +691,12 @@ wanted_projects := [""] if {
 	input.request.project == ""
 }
 
-# The project of the destination, which may be another.
-wanted_destinations := ["*", destination[0]]
-
-projects_listed(grant) if {
+project_listed(grant) if {
 	some p in wanted_projects
 	grant.projects[p]
-	some q in wanted_destinations
-	grant.projects[q]
 }
 
 reason(code, message) := {"code": code, "message": message}
 
 # A name in a message: short, and without anything that breaks the line.
-quoted(name) := sprintf("%q", [substring(name, 0, 128)])
+quoted(name) := sprintf("%q", [substring(name, 0, 256)])

@@ -1,6 +1,7 @@
 package verbatim.policy_test
 
 import data.verbatim.policy
+import data.verbatim.prepare
 
 grants := {
 	"analysts": {
@@ -26,7 +27,7 @@ grants := {
 		"projects": ["acme"],
 		"datasets": ["*"],
 		"methods": ["write"],
-		"allow_statements": ["EXPORT DATA"],
+		"allow": ["EXPORT DATA"],
 	},
 	"owners": {
 		"match": {"issuer": "corp", "group": "owners"},
@@ -56,6 +57,17 @@ base := {
 	"version": 1, "time": "2026-01-02T03:04:05Z", "caller": caller("corp", ["corp/analysts"]), "provenance": provenance,
 	"asserted": {}, "connection": {"name": "main", "location": "EU", "recording": "full", "retention": "default"},
 	"request": request,
+	"reads": [],
+	"writes": [],
+	"incomplete": [],
+	"usage": {"known": false, "windows": []},
+}
+
+table(name, how) := {
+	"project": parts[0], "dataset": parts[1], "table": parts[2], "as": how, "source": "body", "kind": "", "information_schema": "", "columns": [],
+	"all_columns": true,
+} if {
+	parts := split(name, ".")
 }
 
 asks(changes) := object.union(base, {"request": changes})
@@ -90,7 +102,13 @@ runner(request_input) := object.union(request_input, {
 
 as_owner(request_input) := object.union(request_input, {"caller": caller("corp", ["corp/analysts", "corp/owners"])})
 
-decide(asked) := d if d := policy.decision with input as asked with data.grants as grants
+# What the engine keeps of the grants, as it keeps it: as data.
+kept(some_grants, windows) := p if p := prepare with data.grants as some_grants with data.maintenance as windows
+
+decide(asked) := d if {
+	p := kept(grants, {})
+	d := policy.decision with input as asked with data.verbatim.prepare as p
+}
 
 codes(asked) := [r.code | some r in decide(asked).reasons]
 
@@ -204,7 +222,9 @@ test_job_delete if denied(as_owner(asks({"method": "bigquery.jobs.delete"})), "j
 
 test_routine if denied(as_owner(asks({"method": "bigquery.routines.insert"})), "routine_denied")
 
-test_extract if denied(as_owner(job("extract", {})), "extract_denied")
+test_extract if denied(as_owner_only(job("extract", {})), "extract_denied")
+
+test_extract_granted if allowed(runner(object.union(job("extract", {}), {"reads": [table("acme.raw.t", "extract")]})), "pipelines")
 
 test_job_type if denied(as_owner(job("", {})), "job_type_unknown")
 
@@ -214,7 +234,7 @@ test_destination_unreadable if denied(runner(job("load", {"destination": "raw.t"
 
 test_method_level if denied(asks({"method": "bigquery.tables.delete"}), "method_denied")
 
-test_admin_method if denied(asks({"method": "bigquery.jobs.list"}), "method_denied")
+test_admin_method if denied(asks({"method": "bigquery.jobs.list", "dataset": "", "table": ""}), "jobs_denied")
 
 test_reader_lists_the_jobs_of_a_script if allowed(asks({"method": "bigquery.jobs.list", "dataset": "", "job": "j"}), "analysts")
 
@@ -244,10 +264,10 @@ test_not_expired if allowed(object.union(repository, {"time": "2026-05-31T23:59:
 
 test_closest_refusal_speaks if {
 	asked := object.union(base, {"caller": caller("corp", ["corp/analysts", "corp/owners"]), "request": {
-		"method": "bigquery.jobs.list",
+		"method": "bigquery.tables.delete",
 		"project": "other",
 	}})
-	g := object.union(grants, {"owners": {"methods": ["write"]}})
+	g := object.union(grants, {"owners": {"methods": ["read"]}})
 	d := policy.decision with input as asked with data.grants as g
 	[r.code | some r in d.reasons] == ["method_denied"]
 }

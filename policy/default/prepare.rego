@@ -14,17 +14,104 @@ grant := {name: prepared |
 	prepared := {
 		"match": object.remove(grants.conditions(raw), [grants.anchor(raw)]),
 		"connections": members(object.get(raw, "connections", ["*"])),
-		# "" is what a request asks for that names no project, or no dataset.
-		"projects": members(array.concat([""], raw.projects)),
-		"datasets": members(array.concat([""], object.get(raw, "datasets", []))),
-		"level": max([grants.levels[method] | some method in raw.methods]),
+		# "" is what projects.list asks for.
+		"projects": members(array.concat([""], projects(raw))),
+		"tables": object.union(
+			{verb: lookup({p | some v in verbs; some p in grants.patterns(raw, v)}) | some verb, verbs in grants.includes},
+			{"jobs": lookup({p | some project in projects(raw); p := all_of(project)})},
+		),
+		"everything": everything(raw),
+		"level": level(raw),
+		"trust": trust(raw),
+		"functions": lookup({p | some p in raw.functions}),
+		"allow": object.union(members(object.get(raw, "allow", [])), jobs(raw)),
 		"maximum_bytes_billed": object.get(raw, ["limits", "maximum_bytes_billed"], grants.default_bytes),
+		"estimated_bytes": object.get(raw, ["limits", "estimated_bytes"], 0),
+		"budgets": [b |
+			some budget in object.get(raw, "budgets", [])
+			b := object.union({"seconds": grants.seconds(budget.window)}, budget)
+		],
+		"hours": week(object.get(raw, "hours", [])),
 		"expires_ns": grants.expiry(raw),
-		"statements": members(object.get(raw, "allow_statements", [])),
 		"labels": object.union(object.get(raw, "labels", {}), {"verbatim_grant": name}),
 		"extra": object.filter(raw, ["credential", "retention"]),
 	}
 }
+
+# Where jobs may run.
+projects(raw) := raw.projects
+
+projects(raw) := [p | some p in grants.pattern_projects(raw)] if not raw.projects
+
+all_of("*") := "*"
+
+all_of(project) := concat("", [project, ".*"]) if project != "*"
+
+# Patterns to look a name up by: whole names, and what names begin with.
+lookup(patterns) := {
+	"exact": {p: true | some p in patterns; not ends_in_star(p)},
+	"prefixes": [substring(p, 0, count(p) - 1) | some p in patterns; ends_in_star(p)],
+}
+
+ends_in_star(p) if endswith(p, "*")
+
+# All datasets, as far as the grant goes: nothing could be hidden from it.
+everything(raw) if {
+	"*" in grants.patterns(raw, "read")
+} else if {
+	"*" in raw.datasets
+} else := false
+
+# Views need not be looked behind.
+trust(raw) if {
+	raw.views == "trust"
+} else if {
+	not raw.views
+	everything(raw)
+} else := false
+
+# What words alone are judged by, where nobody read a text.
+level(raw) := max((({0} | {grants.levels[m] | some m in raw.methods}) | {1 | raw.read}))
+
+# Who administrates by the short form sees jobs.
+jobs(raw) := {"JOBS": true} if {
+	"admin" in raw.methods
+} else := {}
+
+week(list) := [span |
+	some s in list
+	span := {
+		"days": members(object.get(s, "days", grants.days)), "from": grants.minutes(s.from),
+		"until": grants.minutes(s.until),
+	}
+]
+
+# The windows of maintenance. One by the week has no moments, and one of moments
+# no week.
+maintenance := {name: prepared |
+	some name, raw in grants.usable_windows
+	prepared := {
+		"from_ns": moment(raw, "from"),
+		"until_ns": moment(raw, "until"),
+		"weekly": week(object.get(raw, "weekly", [])),
+		"let": object.get(raw, "let", "nothing"),
+		"connections": members(object.get(raw, "connections", ["*"])),
+		"tables": lookup({p | some p in object.get(raw, "tables", ["*"])}),
+		"anywhere": object.get(raw, "tables", ["*"]) == ["*"],
+		"except": members(object.get(raw, "except", [])),
+		"message": object.get(raw, "message", "there is maintenance"),
+	}
+}
+
+moment(raw, field) := time.parse_rfc3339_ns(raw[field]) if raw[field]
+
+moment(raw, field) := 0 if not raw[field]
+
+# The windows of time that the budgets count in: the gateway keeps what was used
+# in each.
+windows := [{"of": of, "seconds": n} |
+	some [of, n] in {[b.of, b.seconds] | some g in grant; some b in g.budgets}
+]
 
 # The names of the grants by issuer, fact and value: those that ask for that
 # fact alone, and those that ask for more.

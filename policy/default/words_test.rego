@@ -1,15 +1,15 @@
-package verbatim.sql_test
+package verbatim.words_test
 
-import data.verbatim.sql
+import data.verbatim.words
 
 asked(words, statements) := {
 	"request": {"destination": "", "default_dataset": ""},
 	"sql": {"words": words, "names": {}, "statements": statements},
 }
 
-level(asked_input) := l if l := sql.level with input as asked_input
+level(asked_input) := l if l := words.level with input as asked_input
 
-why(asked_input) := w if w := sql.why with input as asked_input
+why(asked_input) := w if w := words.why with input as asked_input
 
 select := asked({"SELECT": 1}, ["SELECT"])
 
@@ -20,7 +20,7 @@ test_reads if {
 }
 
 test_every_changing_word if {
-	every word in sql.changing {
+	every word in words.changing {
 		level(asked({"SELECT": 1, word: 1}, ["SELECT"])) == 2
 		why(asked({"SELECT": 1, word: 1}, ["SELECT"])) == sprintf("it holds %s", [word])
 	}
@@ -45,17 +45,17 @@ test_destination if {
 }
 
 test_needs if {
-	every word, name in sql.reaching {
-		n := sql.needs with input as asked({word: 1}, [word])
+	every word, name in words.reaching {
+		n := words.needs with input as asked({word: 1}, [word])
 		n == {name}
-		p := sql.needs with input as asked({concat("", ["|> ", word]): 1}, ["FROM"])
+		p := words.needs with input as asked({concat("", ["|> ", word]): 1}, ["FROM"])
 		p == {name}
 	}
 }
 
 test_forbidden if {
-	every word in sql.never {
-		f := sql.forbidden with input as asked({word: 1}, [word])
+	every word in words.never {
+		f := words.forbidden with input as asked({word: 1}, [word])
 		f == {word}
 	}
 }

@@ -1,9 +1,10 @@
 # METADATA
 # title: What a SQL text may do, as far as its words tell
 # description: |
-#   The engine says which words stand outside of literals and comments (input.sql). A word that could be a statement counts
-#   as one, wherever it stands: a column of that name has to be written in backticks.
-package verbatim.sql
+#   For texts that the parser did not read: those for which a dry run stands in, which tells tables and routines and not
+#   what is built in. The engine says which words stand outside of literals and comments (input.sql). A word that could be a
+#   statement counts as one, wherever it stands: a column of that name has to be written in backticks.
+package verbatim.words
 
 # Beginnings of a statement that only reads.
 reading := {"SELECT", "WITH", "FROM"}
@@ -14,8 +15,8 @@ changing := {
 	"IMMEDIATE", "INSERT", "LOAD", "MERGE", "REVOKE", "ROLLBACK", "SET", "TRUNCATE", "UNDROP", "UPDATE",
 }
 
-# Words that reach out of the tables: what a grant has to name in
-# allow_statements for them, whatever its level.
+# Words that reach out of the tables: what a grant has to name in allow for
+# them.
 reaching := {
 	"CALL": "CALL",
 	"EXECUTE": "EXECUTE IMMEDIATE",
@@ -24,7 +25,12 @@ reaching := {
 	"EXTERNAL_OBJECT_TRANSFORM": "EXTERNAL_QUERY",
 	"EXTERNAL_QUERY": "EXTERNAL_QUERY",
 	"GRANT": "GRANT",
+	"AI": "REMOTE",
 	"LANGUAGE": "LANGUAGE",
+	"LOAD": "LOAD DATA",
+	"ML": "REMOTE",
+	"MODEL": "MODEL",
+	"OBJ": "REMOTE",
 	"REMOTE": "REMOTE",
 	"REVOKE": "REVOKE",
 }
@@ -60,7 +66,7 @@ bad_pipes contains word if {
 	not substring(word, 3, -1) in pipes
 }
 
-# What the text needs allow_statements to name.
+# What the text needs allow to name.
 needs contains name if {
 	some word, name in reaching
 	input.sql.words[word]
