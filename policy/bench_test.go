@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
+
+	"verbatim.dev/policy/sql"
 )
 
 // manyGrants returns data with a grant for each of 500 groups, over 20
@@ -25,10 +28,6 @@ func manyGrants(tb testing.TB) string {
 			"match":    map[string]any{"issuer": "corp", "group": fmt.Sprintf("team%d", g)},
 			"projects": []string{"acme"}, "datasets": datasets, "methods": []string{"read"},
 		}
-	}
-	grants["sql"] = map[string]any{
-		"match":    map[string]any{"issuer": "corp", "group": "team9"},
-		"projects": []string{"acme"}, "datasets": []string{"*"}, "methods": []string{"read"},
 	}
 	b, err := json.Marshal(map[string]any{"grants": grants})
 	if err != nil {
@@ -67,7 +66,19 @@ func BenchmarkDecide(b *testing.B) {
 	b.Logf("load: %s", time.Since(start))
 	query := manyInput(10)
 	query.Request.Method, query.Request.Kind, query.Request.Dataset, query.Request.Table = "bigquery.jobs.query", KindQuery, "", ""
-	query.SQL = &SQL{Text: "SELECT a.id, COUNT(*) AS n FROM `acme.d5.t` AS a JOIN `acme.d6.u` AS b ON a.id = b.id WHERE a.day > '2026-01-01' GROUP BY 1 ORDER BY n DESC"}
+	query.SQL = &SQL{Facts: benchFacts(), Text: "SELECT a.id, COUNT(*) AS n FROM `acme.d5.t` AS a JOIN `acme.d6.u` AS b ON a.id = b.id WHERE a.day > '2026-01-01' GROUP BY 1 ORDER BY n DESC"}
+	for i := range 6 {
+		query.Reads = append(query.Reads, Table{Project: "acme", Dataset: fmt.Sprintf("d%d", 9+i), Table: "t", As: "from", Source: "parser", Kind: "TABLE", Columns: []string{"a", "b"}})
+	}
+	ask := *query
+	ask.Reads = slices.Clone(query.Reads)
+	for i := range ask.Reads {
+		ask.Reads[i].Kind = ""
+	}
+	seen := ask
+	seen.SQL = &SQL{Text: query.SQL.Text, Facts: query.SQL.Facts, DryRun: &DryRun{StatementType: "SELECT", Tables: query.Reads, Complete: true}}
+	refused := *query
+	refused.Reads = append(slices.Clone(query.Reads), Table{Project: "acme", Dataset: "secret", Table: "t", As: "from", Source: "parser"})
 	denied := manyInput(10)
 	denied.Request.Project = "nowhere"
 	r := e.Current()
@@ -80,7 +91,10 @@ func BenchmarkDecide(b *testing.B) {
 		{"rows/groups=10", manyInput(10), true, false},
 		{"rows/groups=500", manyInput(500), true, false},
 		{"query/groups=10", query, true, false},
+		{"query/asks for a dry run", &ask, false, false},
+		{"query/with its dry run", &seen, true, false},
 		{"denied/groups=10", denied, false, false},
+		{"denied query/groups=10", &refused, false, false},
 		{"again/query/groups=10", query, true, true},
 	} {
 		b.Run(c.name, func(b *testing.B) {
@@ -100,6 +114,15 @@ func BenchmarkDecide(b *testing.B) {
 			b.ReportMetric(float64(cpu(b)-before)/float64(b.N), "cpu-ns/op")
 		})
 	}
+}
+
+// benchFacts are those of a query that calls 25 functions.
+func benchFacts() *sql.Facts {
+	f := &sql.Facts{Source: sql.SourceParser, Statements: []sql.Statement{{Kind: "SELECT", Line: 1, Column: 1}}}
+	for i := range 25 {
+		f.Functions = append(f.Functions, sql.Function{Name: fmt.Sprintf("F%d", i), Kind: "builtin"})
+	}
+	return f
 }
 
 // cpu returns the processor time that the process has used.

@@ -74,6 +74,14 @@ func build(ctx context.Context, s *source, timeout time.Duration) (*Revision, er
 		if r.findings, err = findings(doc); err != nil {
 			return nil, err
 		}
+		if s.defaultRules {
+			// A grant with a fault matches nobody; a window with one would stop nobody.
+			for _, f := range r.findings {
+				if strings.HasPrefix(f.Where, "maintenance.") {
+					return nil, fmt.Errorf("data: %s: %s", f.Where, f.Message)
+				}
+			}
+		}
 		if r.windows, err = windows(doc); err != nil {
 			return nil, err
 		}
@@ -290,12 +298,12 @@ func windows(doc map[string]any) ([]Window, error) {
 func checkDefaultData(data map[string]any) error {
 	for _, key := range slices.Sorted(maps.Keys(data)) {
 		switch key {
-		case "grants", "limits":
+		case "grants", "limits", "maintenance":
 			if _, ok := data[key].(map[string]any); !ok {
 				return fmt.Errorf("data: %s is not an object", key)
 			}
 		default:
-			return fmt.Errorf("data: the default rules know no key %q: use grants and limits", key)
+			return fmt.Errorf("data: the default rules know no key %q: use grants, limits and maintenance", key)
 		}
 	}
 	return nil

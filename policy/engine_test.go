@@ -38,7 +38,7 @@ func TestDefaultRulesSQL(t *testing.T) {
 		"reader": {"match": {"issuer": "corp", "group": "analysts"}, "projects": ["acme"], "datasets": ["*"], "methods": ["read"]},
 		"writer": {"match": {"issuer": "corp", "group": "writers"}, "projects": ["acme"], "datasets": ["*"], "methods": ["write"]},
 		"exporter": {"match": {"issuer": "corp", "group": "exporters"}, "projects": ["acme"], "datasets": ["*"], "methods": ["write"],
-			"allow_statements": ["EXPORT DATA", "EXTERNAL_QUERY", "EXECUTE IMMEDIATE", "CALL", "GRANT"]},
+			"allow": ["EXPORT DATA", "EXTERNAL_QUERY", "EXECUTE IMMEDIATE", "CALL", "GRANT"]},
 		"owner": {"match": {"issuer": "corp", "group": "owners"}, "projects": ["acme"], "datasets": ["*"], "methods": ["admin"]}
 	}}`})})
 	const ok = "granted"

@@ -2,6 +2,8 @@ package policy
 
 import (
 	"strconv"
+	"sync"
+	"sync/atomic"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 
@@ -41,11 +43,24 @@ func eachDigest[T any](d *digest, list []T, add func(*T, *digest)) {
 }
 
 func (t *Table) value() ast.Value {
+	name, in := t.names()
 	return ast.NewObject(
+		text("name", name), text("dataset_name", in),
 		text("project", t.Project), text("dataset", t.Dataset), text("table", t.Table), text("as", t.As), text("source", t.Source),
 		text("kind", t.Kind), text("information_schema", t.InformationSchema), texts("columns", t.Columns),
 		field("all_columns", ast.Boolean(t.AllColumns)),
 	)
+}
+
+// names returns "PROJECT.DATASET.TABLE" and "PROJECT.DATASET", as rules compare
+// them with patterns: the name of a whole dataset or project ends with a dot. An
+// INFORMATION_SCHEMA view has the name of what it is about.
+func (t *Table) names() (name, dataset string) {
+	if t.Dataset == "" {
+		return t.Project + ".", t.Project + "."
+	}
+	dataset = t.Project + "." + t.Dataset
+	return dataset + "." + t.Table, dataset
 }
 
 func (t *Table) digest(d *digest) {
@@ -80,6 +95,29 @@ func statementDigest(s *sql.Statement, d *digest) {
 	d.number(int64(s.Depth))
 }
 
+// builtins are the values of functions that are built in, by name: most of what
+// texts call. Their number is bounded, in case a reader took any name for one.
+var (
+	builtins     sync.Map // string to *ast.Term
+	builtinCount atomic.Int64
+)
+
+const maxBuiltins = 4096
+
+func functionTerm(f *sql.Function) *ast.Term {
+	if f.Kind != "builtin" || f.Defined || f.Language != "" {
+		return ast.NewTerm(functionValue(f))
+	}
+	if t, ok := builtins.Load(f.Name); ok {
+		return t.(*ast.Term)
+	}
+	t := ast.NewTerm(functionValue(f))
+	if builtinCount.Add(1) <= maxBuiltins {
+		builtins.Store(f.Name, t)
+	}
+	return t
+}
+
 func functionValue(f *sql.Function) ast.Value {
 	return ast.NewObject(text("name", f.Name), text("kind", f.Kind), field("defined", ast.Boolean(f.Defined)), text("language", f.Language))
 }
@@ -101,6 +139,14 @@ func externalDigest(e *sql.External, d *digest) {
 	d.text(e.Access)
 }
 
+func functionsField(list []sql.Function) [2]*ast.Term {
+	terms := make([]*ast.Term, len(list))
+	for i := range list {
+		terms[i] = functionTerm(&list[i])
+	}
+	return field("functions", ast.NewArray(terms...))
+}
+
 // factsValue shows a problem always, with an empty code where there is none.
 func factsValue(f *sql.Facts) ast.Value {
 	p := f.Problem
@@ -113,7 +159,7 @@ func factsValue(f *sql.Facts) ast.Value {
 			text("code", p.Code), text("message", p.Message), number("line", int64(p.Line)), number("column", int64(p.Column)),
 			field("fallback", ast.Boolean(p.Fallback)),
 		)),
-		each("statements", f.Statements, statementValue), each("functions", f.Functions, functionValue),
+		each("statements", f.Statements, statementValue), functionsField(f.Functions),
 		each("externals", f.Externals, externalValue), texts("opaque", f.Opaque),
 		field("query_label", ast.Boolean(f.QueryLabel)), texts("temporary", f.Temporary),
 	)

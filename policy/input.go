@@ -194,7 +194,7 @@ var keys = func() map[string]*ast.Term {
 		"name", "location", "recording", "retention",
 		"method", "kind", "http_method", "path", "project", "dataset", "table", "job", "dry_run", "job_type", "destination", "default_dataset", "external_tables",
 		"text", "legacy", "parameters", "words", "names", "statements", "problem",
-		"reads", "writes", "incomplete", "usage", "as", "source", "information_schema", "columns", "all_columns",
+		"reads", "writes", "incomplete", "usage", "as", "source", "information_schema", "dataset_name", "columns", "all_columns",
 		"known", "windows", "of", "seconds", "queries", "bytes", "rows",
 		"facts", "code", "message", "line", "column", "fallback", "depth", "functions", "defined", "language",
 		"externals", "value", "access", "opaque", "query_label", "temporary",
@@ -207,7 +207,24 @@ var keys = func() map[string]*ast.Term {
 
 func field(key string, v ast.Value) [2]*ast.Term { return [2]*ast.Term{keys[key], {Value: v}} }
 
-func text(key, v string) [2]*ast.Term { return field(key, ast.String(v)) }
+func text(key, v string) [2]*ast.Term {
+	if t := usual[v]; t != nil {
+		return [2]*ast.Term{keys[key], t}
+	}
+	return field(key, ast.String(v))
+}
+
+// usual are terms of texts that stand in most inputs.
+var usual = func() map[string]*ast.Term {
+	m := map[string]*ast.Term{}
+	for _, s := range []string{
+		"", "main", "full", "default", "GET", "POST", "query", "read", "bigquery.jobs.query", "bigquery.jobs.insert", "bigquery.tabledata.list",
+		"parser", "dry_run", "route", "body", "from", "target", "TABLE", "VIEW", "SELECT", "udf", "sql",
+	} {
+		m[s] = ast.StringTerm(s)
+	}
+	return m
+}()
 
 // check refuses what is no input.
 func (in *Input) check() error {

@@ -237,7 +237,7 @@ func TestUsesOfTheInput(t *testing.T) {
 	for path, want := range map[string]bool{
 		"time": true, "caller.groups": true, "caller.subject": true, "connection.name": true, "request.method": true, "request.destination": true,
 		"sql.words": true, "sql.names": true, "sql.legacy": true, "sql.problem": true,
-		"sql.text": false, "sql.parameters": false, "asserted.user_agent": false, "asserted.labels": false, "request.path": false, "request.table": false,
+		"sql.text": false, "sql.parameters": false, "asserted.user_agent": false, "asserted.labels": false, "request.path": false, "request.http_method": false,
 	} {
 		if seen[path] != want {
 			t.Errorf("the default rules refer to %s: %v, want %v", path, seen[path], want)

@@ -235,13 +235,13 @@ prepared(grant) := p.g if p := prepare.grant with data.grants as {"g": grant}
 
 test_prepared if {
 	p := prepared(object.remove(good, ["expires"]))
-	some_tables := {"exact": {}, "prefixes": ["acme."]}
+	some_tables := {"exact": {}, "anywhere": {}, "prefixes": ["acme."]}
 	p == {
 		"match": {}, "connections": {"main": true}, "projects": {"": true, "acme": true}, "tables": {
-			"read": some_tables, "write": some_tables, "scratch": some_tables, "admin": {"exact": {}, "prefixes": []},
+			"read": some_tables, "write": some_tables, "scratch": some_tables, "admin": {"exact": {}, "anywhere": {}, "prefixes": []},
 			"jobs": some_tables,
 		},
-		"everything": true, "trust": true, "functions": {"exact": {}, "prefixes": []}, "allow": {"CALL": true}, "estimated_bytes": 0,
+		"any_project": false, "rank": [1000, "g"], "everything": true, "trust": true, "functions": {"exact": {}, "anywhere": {}, "prefixes": []}, "allow": {"CALL": true}, "estimated_bytes": 0,
 		"budgets": [], "hours": [], "level": 2, "maximum_bytes_billed": 1000, "expires_ns": 9223372036854775807,
 		"labels": {"team": "x", "verbatim_grant": "g"}, "extra": {"credential": "c", "retention": "r"},
 	}
@@ -252,12 +252,12 @@ test_prepared_long_form if {
 		"write": ["acme.out.t*"], "scratch": ["acme.tmp"], "admin": ["acme.own"], "functions": ["acme.udfs.*", "AI.EMBED"],
 		"hours": [{"from": "22:30", "until": "06:00", "days": ["fri"]}], "limits": {"estimated_bytes": 7},
 	}))
-	p.tables.read == {"exact": {"acme.sales": true, "acme.tmp": true, "acme.own": true}, "prefixes": []}
-	p.tables.write == {"exact": {"acme.tmp": true, "acme.own": true}, "prefixes": ["acme.out.t"]}
+	p.tables.read == {"exact": {"acme.sales": true, "acme.tmp": true, "acme.own": true}, "anywhere": {}, "prefixes": []}
+	p.tables.write == {"exact": {"acme.tmp": true, "acme.own": true}, "anywhere": {}, "prefixes": ["acme.out.t"]}
 	p.tables.scratch.exact == {"acme.tmp": true, "acme.own": true}
 	p.tables.admin.exact == {"acme.own": true}
 	p.projects == {"": true, "acme": true}
-	p.functions == {"exact": {"AI.EMBED": true}, "prefixes": ["acme.udfs."]}
+	p.functions == {"exact": {"AI.EMBED": true}, "anywhere": {}, "prefixes": ["acme.udfs."]}
 	p.hours == [{"days": {"fri": true}, "from": 1350, "until": 360}]
 	p.everything == false
 	p.trust == false
@@ -267,14 +267,14 @@ test_prepared_long_form if {
 
 test_prepared_short_form if {
 	all := prepared(changed({"projects": ["*"], "datasets": ["*", "raw", "acme.raw"], "methods": ["admin"]}))
-	all.tables.admin == {"exact": {"*.raw": true, "acme.raw": true}, "prefixes": [""]}
+	all.tables.admin == {"exact": {"*.raw": true, "acme.raw": true}, "anywhere": {"raw": true}, "prefixes": [""]}
 	all.tables.jobs.prefixes == [""]
 	all.allow == {"CALL": true, "JOBS": true}
 	some_of := prepared(changed({"datasets": ["raw", "other.raw", "acme.staging"], "methods": ["read"]}))
-	some_of.tables.read == {"exact": {"acme.raw": true, "acme.staging": true}, "prefixes": []}
-	some_of.tables.write == {"exact": {}, "prefixes": []}
+	some_of.tables.read == {"exact": {"acme.raw": true, "acme.staging": true}, "anywhere": {}, "prefixes": []}
+	some_of.tables.write == {"exact": {}, "anywhere": {}, "prefixes": []}
 	none := prepared(object.remove(good, ["datasets"]))
-	none.tables.read == {"exact": {}, "prefixes": []}
+	none.tables.read == {"exact": {}, "anywhere": {}, "prefixes": []}
 }
 
 test_trust if {

@@ -24,7 +24,7 @@ decision := object.union(
 decision := {"allow": false, "reasons": reasons, "limits": {"maximum_bytes_billed": 0}, "labels": {}} if {
 	not chosen
 	not public
-	count(covering) == 0
+	count(waiting) == 0
 }
 
 # A grant covers all that the text names; what views, routines and the cost
@@ -34,13 +34,13 @@ decision := {
 	"dry_run": true,
 	"reasons": [reason("dry_run_needed", sprintf(
 		"the grant %s lists tables (rule dry_run_needed), and what this request reaches through views and routines, or what it costs, has to be asked of BigQuery first: let the gateway make dry runs, or ask for a grant that trusts views",
-		[concat(", ", covering)],
+		[concat(", ", waiting)],
 	))],
 	"limits": {"maximum_bytes_billed": 0},
 	"labels": {},
 } if {
 	not chosen
-	count(covering) > 0
+	count(waiting) > 0
 }
 
 # The description of the API is public and the same for everybody. The bq
@@ -66,24 +66,74 @@ affordable(grant) := max({1, min({grant.maximum_bytes_billed} | {left | some b i
 
 # Of the grants that allow the request, the one with the highest limit; of
 # these the last by name.
-chosen := max({[prepare.grant[name].maximum_bytes_billed, name] | some name in covering; sure(prepare.grant[name])})[1]
+chosen := max(ranks)[1]
 
 # A grant covers the request, said in its own words and not as the lack of a
 # refusal: something undefined must not allow.
+
+# Most requests use nothing but tables that are known, and most grants say no
+# more than which: whole datasets at that.
+quick contains name if {
+	plain_request
+	not barred
+	sound
+	plain_grants := prepare.plain_grant
+	datasets := uses.only_reads
+	some name in candidates
+	grant := plain_grants[name]
+	object.subset(grant.read, datasets)
+	on_project(grant)
+	estimate <= grant.rank[0]
+}
+
+thorough contains name if {
+	plain_request
+	not barred
+	sound
+	quick != candidates
+	plain_grants := prepare.plain_grant
+	some name in candidates
+	not name in quick
+	grant := plain_grants[name]
+	on_project(grant)
+	estimate <= grant.rank[0]
+	every verb, done in uses.by_verb {
+		covers_all(grant.tables[verb], done)
+	}
+}
+
+ranks contains prepare.plain_grant[name].rank if {
+	settled
+	some name in (quick | thorough)
+}
+
+ranks contains prepare.plain_grant[name].rank if {
+	not settled
+	some name in (quick | thorough)
+	prepare.grant[name].trust
+}
+
+ranks contains grant.rank if {
+	some name in covering
+	grant := prepare.grant[name]
+	sure(grant)
+}
+
+# Grants that would do, but for what only a dry run tells.
+waiting := (quick | thorough) | covering
+
 covering contains name if {
 	not barred
 	sound
 	all_grants := prepare.grant
-	some name in candidates
+	some name in hard_candidates
 	grant := all_grants[name]
-	every u in uses.tables {
-		covers(grant.tables[u.verb], u)
-	}
 	times.now < grant.expires_ns
-	some c in wanted_connections
-	grant.connections[c]
-	some p in wanted_projects
-	grant.projects[p]
+	connection_listed(grant)
+	on_project(grant)
+	every verb, done in uses.by_verb {
+		covers_all(grant.tables[verb], done)
+	}
 	on_hours(grant)
 	not stopped(name)
 	every need in uses.needed {
@@ -99,17 +149,50 @@ covering contains name if {
 	}
 }
 
-covers(patterns, u) if patterns.exact[u.key]
+# Grants that the quick way does not judge.
+hard_candidates := candidates if not plain_request
 
-covers(patterns, u) if patterns.exact[u.dataset]
+hard_candidates := {name | some name in candidates; not prepare.plain_grant[name]} if {
+	plain_request
+	quick != candidates
+}
 
-covers(patterns, u) if patterns.exact[u.anywhere]
+plain_request if {
+	count(uses.needed) == 0
+	count(uses.functions) == 0
+	count(uses.gaps) == 0
+	count(stopping) == 0
+	not reaches_any
+}
 
-covers(patterns, u) if strings.any_prefix_match(u.key, patterns.prefixes)
+# Nothing in the text is left for a dry run to tell.
+settled if {
+	uses.dry_run_known
+} else if {
+	not asks_behind
+}
 
-named(patterns, name) if patterns.exact[name]
+covers_all(patterns, done) if {
+	every t in done.tables {
+		covers(patterns, t)
+	}
+}
 
-named(patterns, name) if strings.any_prefix_match(name, patterns.prefixes)
+covers(patterns, t) if {
+	patterns.exact[t.dataset_name]
+} else if {
+	strings.any_prefix_match(t.name, patterns.prefixes)
+} else if {
+	patterns.exact[t.name]
+} else if {
+	patterns.anywhere[t.dataset]
+}
+
+named(patterns, name) if {
+	patterns.exact[name]
+} else if {
+	strings.any_prefix_match(name, patterns.prefixes)
+}
 
 # The tables are known as well as the grant needs it.
 known(_) if {
@@ -146,16 +229,14 @@ reaches_any if {
 }
 
 # Nothing is left to ask a dry run.
-sure(_) if uses.dry_run_known
-
-sure(_) if not has_sql
-
 sure(grant) if {
-	not asks_behind
+	uses.dry_run_known
+} else if {
+	not has_sql
+} else if {
+	settled
 	grant.estimated_bytes == 0
-}
-
-sure(grant) if {
+} else if {
 	grant.trust
 	grant.estimated_bytes == 0
 }
@@ -259,8 +340,8 @@ stops(window) if {
 }
 
 changes if {
-	some u in uses.tables
-	not u.verb in {"read", "jobs"}
+	some verb, _ in uses.by_verb
+	not verb in {"read", "jobs"}
 }
 
 changes if count(uses.needed) > 0
@@ -273,8 +354,8 @@ changes if {
 concerns(window) if window.anywhere
 
 concerns(window) if {
-	some u in uses.tables
-	covers(window.tables, u)
+	some u in uses.all_done
+	covers(window.tables, u.table)
 }
 
 concerns(_) if count(uses.needed) > 0
@@ -365,7 +446,28 @@ facts := {
 
 method := input.request.method
 
-barred := reason("iam_denied", sprintf(
+barred := unknown_method if {
+	not uses.known_method
+} else := reason(
+	"job_type_unknown",
+	"the job is refused (rule job_type_unknown): it is of no type that the policy knows; send a query, load, copy or extract job",
+) if {
+	method == "bigquery.jobs.insert"
+	not input.request.job_type in ["query", "load", "copy", "extract"]
+} else := reason(
+	"external_tables_denied",
+	"the job is refused (rule external_tables_denied): it defines external tables of its own; load the data into a table first",
+) if {
+	input.request.external_tables
+} else := reason(
+	"destination_unreadable",
+	"the job is refused (rule destination_unreadable): its destination is no PROJECT.DATASET.TABLE; name the table in full",
+) if {
+	not destination_readable
+} else := barred_sql
+
+# A method that the policy does not know, or knows better than to allow.
+unknown_method := reason("iam_denied", sprintf(
 	"%s is refused (rule iam_denied): access is not read or changed through the gateway; ask the project's owner",
 	[method],
 )) if {
@@ -388,25 +490,7 @@ barred := reason("iam_denied", sprintf(
 } else := reason(
 	"method_unknown",
 	"the request is refused (rule method_unknown): the policy does not know its method; use a method that README.md of the policy lists",
-) if {
-	not uses.known_method
-} else := reason(
-	"job_type_unknown",
-	"the job is refused (rule job_type_unknown): it is of no type that the policy knows; send a query, load, copy or extract job",
-) if {
-	method == "bigquery.jobs.insert"
-	not input.request.job_type in ["query", "load", "copy", "extract"]
-} else := reason(
-	"external_tables_denied",
-	"the job is refused (rule external_tables_denied): it defines external tables of its own; load the data into a table first",
-) if {
-	input.request.external_tables
-} else := reason(
-	"destination_unreadable",
-	"the job is refused (rule destination_unreadable): its destination is no PROJECT.DATASET.TABLE; name the table in full",
-) if {
-	not destination_readable
-} else := barred_sql
+)
 
 barred_sql := reason(
 	"sql_missing",
@@ -522,16 +606,16 @@ refusal(name) := {"step": 1, "reason": reason("grant_expired", sprintf(
 	"the grant %s does not reach the project %s (rule project_denied): use a project that it lists",
 	[name, quoted(input.request.project)],
 ))} if {
-	not project_listed(prepare.grant[name])
+	not on_project(prepare.grant[name])
 } else := {"step": 5, "reason": reason("project_denied", sprintf(
 	"the grant %s does not reach the project %s of %s (rule project_denied): use a project that it lists, or ask for a grant that does",
-	[name, quoted(strange[0].project), quoted(strange[0].key)],
+	[name, quoted(strange[0].project), quoted(strange[0].name)],
 ))} if {
 	strange := [u | some u in unreached(prepare.grant[name]); not within_projects(prepare.grant[name], u)]
 	count(strange) > 0
 } else := {"step": 6, "reason": reason("dataset_denied", sprintf(
 	"the grant %s does not let you %s %s (rule dataset_denied): leave it out, or ask for a grant that lists it",
-	[name, verb_names[missed[0].verb], shown(missed[0].key)],
+	[name, verb_names[missed[0].verb], shown(missed[0].name)],
 ))} if {
 	missed := [u | some u in unreached(prepare.grant[name])]
 	count(missed) > 0
@@ -543,14 +627,14 @@ refusal(name) := {"step": 1, "reason": reason("grant_expired", sprintf(
 	not prepare.grant[name].everything
 } else := {"step": 8, "reason": reason("method_denied", sprintf(
 	"the grant %s does not let you %s %s, which %s does (rule method_denied): ask for a grant that allows it",
-	[name, verb_names[low[0].verb], shown(low[0].key), method],
+	[name, verb_names[low[0].verb], shown(low[0].name), method],
 ))} if {
 	not has_sql
 	low := [u | some u in unheld(prepare.grant[name])]
 	count(low) > 0
 } else := {"step": 8, "reason": reason("sql_denied", sprintf(
 	"the grant %s does not let you %s %s, which the SQL does%s (rule sql_denied): change the SQL, or ask for a grant that allows it",
-	[name, verb_names[low[0].verb], shown(low[0].key), kinds_text],
+	[name, verb_names[low[0].verb], shown(low[0].name), kinds_text],
 ))} if {
 	low := [u | some u in unheld(prepare.grant[name])]
 	count(low) > 0
@@ -564,8 +648,7 @@ refusal(name) := {"step": 1, "reason": reason("grant_expired", sprintf(
 	"the grant %s does not let you see other callers' jobs and their SQL (rule jobs_denied): list your own by their ids, or ask for a grant with JOBS in allow",
 	[name],
 ))} if {
-	some u in uses.tables
-	u.verb == "jobs"
+	uses.done.jobs
 	not prepare.grant[name].allow.JOBS
 } else := {"step": 9, "reason": reason("statement_denied", sprintf(
 	"the grant %s does not name %s in allow (rule statement_denied): leave it out, or ask for a grant that names it",
@@ -617,17 +700,16 @@ refusal(name) := {"step": 1, "reason": reason("grant_expired", sprintf(
 
 # What the grant lets nobody do at all, and what it lets only in part.
 unreached(grant) := {u |
-	some u in uses.tables
-	not covers(grant.tables[u.verb], u)
+	some u in unheld(grant)
 	not reached(grant, u)
 }
 
 reached(grant, u) if {
 	some verb in ["read", "write"]
-	covers(grant.tables[verb], u)
+	covers(grant.tables[verb], u.table)
 }
 
-unheld(grant) := {u | some u in uses.tables; not covers(grant.tables[u.verb], u)}
+unheld(grant) := {u | some u in uses.all_done; not covers(grant.tables[u.verb], u.table)}
 
 within_projects(grant, u) if {
 	some p in ["*", u.project]
@@ -683,18 +765,18 @@ connection_listed(grant) if {
 	grant.connections[name]
 }
 
-wanted_projects := ["*", input.request.project] if input.request.project != ""
+# projects.list names no project, "": it is the connection's to answer.
+default names_project := false
 
-# projects.list names no project: it is the connection's to answer.
-wanted_projects := [""] if {
-	method == "bigquery.projects.list"
-	input.request.project == ""
-}
+names_project if input.request.project != ""
 
-project_listed(grant) if {
-	some p in wanted_projects
-	grant.projects[p]
-}
+names_project if method == "bigquery.projects.list"
+
+# What a grant's list has to hold, by whether it lists all projects. It stands in
+# the list of a grant for any.
+project_for := {true: "*", false: input.request.project} if names_project
+
+on_project(grant) if grant.projects[project_for[grant.any_project]]
 
 reason(code, message) := {"code": code, "message": message}
 

@@ -64,7 +64,7 @@ base := {
 }
 
 table(name, how) := {
-	"project": parts[0], "dataset": parts[1], "table": parts[2], "as": how, "source": "body", "kind": "", "information_schema": "", "columns": [],
+	"name": name, "dataset_name": concat(".", [parts[0], parts[1]]), "project": parts[0], "dataset": parts[1], "table": parts[2], "as": how, "source": "body", "kind": "", "information_schema": "", "columns": [],
 	"all_columns": true,
 } if {
 	parts := split(name, ".")
@@ -105,8 +105,10 @@ as_owner(request_input) := object.union(request_input, {"caller": caller("corp",
 # What the engine keeps of the grants, as it keeps it: as data.
 kept(some_grants, windows) := p if p := prepare with data.grants as some_grants with data.maintenance as windows
 
+ready := kept(grants, {})
+
 decide(asked) := d if {
-	p := kept(grants, {})
+	p := ready
 	d := policy.decision with input as asked with data.verbatim.prepare as p
 }
 

@@ -20,6 +20,8 @@ grant := {name: prepared |
 			{verb: lookup({p | some v in verbs; some p in grants.patterns(raw, v)}) | some verb, verbs in grants.includes},
 			{"jobs": lookup({p | some project in projects(raw); p := all_of(project)})},
 		),
+		"any_project": "*" in projects(raw),
+		"rank": [object.get(raw, ["limits", "maximum_bytes_billed"], grants.default_bytes), name],
 		"everything": everything(raw),
 		"level": level(raw),
 		"trust": trust(raw),
@@ -38,6 +40,13 @@ grant := {name: prepared |
 	}
 }
 
+# Of these the ones that say nothing but which tables.
+plain_grant := {name: object.union(object.filter(g, ["any_project", "projects", "rank", "tables"]), {"read": g.tables.read.exact}) |
+	some name, g in grant
+	count({"budgets", "connections", "expires", "hours"} & object.keys(grants.usable[name])) == 0
+	g.estimated_bytes == 0
+}
+
 # Where jobs may run.
 projects(raw) := raw.projects
 
@@ -50,6 +59,7 @@ all_of(project) := concat("", [project, ".*"]) if project != "*"
 # Patterns to look a name up by: whole names, and what names begin with.
 lookup(patterns) := {
 	"exact": {p: true | some p in patterns; not ends_in_star(p)},
+	"anywhere": {trim_prefix(p, "*."): true | some p in patterns; startswith(p, "*.")},
 	"prefixes": [substring(p, 0, count(p) - 1) | some p in patterns; ends_in_star(p)],
 }
 

@@ -63,72 +63,82 @@ unread if {
 	not input.sql.facts.source
 }
 
-# Tables, datasets and projects. key ends with a dot for a whole dataset or
+# Tables, by what is done to them. A name ends with a dot for a whole dataset or
 # project.
 
-use(verb, t) := {
-	"verb": verb, "key": concat(".", [t.project, t.dataset, t.table]), "project": t.project,
-	"dataset": concat(".", [t.project, t.dataset]), "anywhere": concat(".", ["*", t.dataset]),
-} if {
-	t.dataset != ""
-}
-
-use(verb, t) := {"verb": verb, "key": key, "project": t.project, "dataset": key, "anywhere": key} if {
-	t.dataset == ""
-	key := concat("", [t.project, "."])
-}
-
-tables contains use("read", t) if {
+done.read contains t if {
 	some t in input.reads
+	t.information_schema == ""
 	not startswith(t.dataset, "_") # results of jobs: the gateway knows whose they are
-	not shows_jobs(t)
 }
 
-tables contains use("jobs", {"project": t.project, "dataset": "", "table": ""}) if {
+done.read contains t if {
 	some t in input.reads
-	shows_jobs(t)
+	t.information_schema in own_views
 }
 
-tables contains use(write_verb(t), t) if some t in input.writes
+done.jobs contains named(t.project, "", "") if {
+	some t in input.reads
+	t.information_schema != ""
+	not t.information_schema in own_views
+}
+
+done[write_verb(t)] contains t if some t in input.writes
 
 # What BigQuery saw and the text does not name: behind views and routines. What
 # is written is no read of a view's.
-tables contains u if {
+done.read contains t if {
 	some t in input.sql.dry_run.tables
-	u := use("read", t)
-	not u.key in written
+	not t.name in written
 	not startswith(t.dataset, "_")
 }
 
-tables contains {"verb": "read", "key": name, "project": parts[1], "dataset": dataset, "anywhere": concat(".", ["*", parts[2]])} if {
+done.read contains named(parts[1], parts[2], parts[3]) if {
 	some name in input.sql.dry_run.only_dry_run
 	not name in written
 	parts := split_name(name)
-	dataset := concat(".", [parts[1], parts[2]])
 	not startswith(parts[2], "_")
 }
 
-tables contains u if {
+# Where the lists are empty, the route alone tells.
+done[verb] contains named(input.request.project, input.request.dataset, input.request.table) if {
 	count(input.reads) + count(input.writes) == 0
-	u := use(route_verbs[method], input.request)
-	not anonymous(u.verb)
+	verb := route_verbs[method]
+	not anonymous(verb)
 }
 
-tables contains use("write", {"project": parts[1], "dataset": parts[2], "table": parts[3]}) if {
+done.write contains named(parts[1], parts[2], parts[3]) if {
 	input.request.destination != ""
 	count(input.writes) == 0
 	parts := split_name(input.request.destination)
 }
 
 # Shows others' jobs through the route.
-tables contains use("jobs", {"project": input.request.project, "dataset": "", "table": ""}) if {
+done.jobs contains named(input.request.project, "", "") if {
 	method == "bigquery.jobs.list"
 	input.request.job == ""
 }
 
-written contains concat(".", [t.project, t.dataset, t.table]) if some t in input.writes
+by_verb := {verb: {"tables": tables} | some verb, tables in done}
 
-written contains concat(".", [t.project, t.dataset, t.table]) if t := input.sql.dry_run.target
+# The datasets of a request that does no more than read, to look up at once.
+only_reads := {t.dataset_name: true | some t in done.read} if object.keys(done) == {"read"}
+
+# All of them, for messages.
+all_done := {{"verb": verb, "name": t.name, "project": t.project, "table": t} | some verb, tables in done; some t in tables}
+
+named(project, "", _) := {"name": name, "dataset_name": name, "project": project, "dataset": ""} if name := concat("", [project, "."])
+
+named(project, dataset, table) := {
+	"name": concat(".", [project, dataset, table]), "dataset_name": concat(".", [project, dataset]), "project": project,
+	"dataset": dataset,
+} if {
+	dataset != ""
+}
+
+written contains t.name if some t in input.writes
+
+written contains input.sql.dry_run.target.name
 
 anonymous("read") if startswith(input.request.dataset, "_")
 
@@ -153,7 +163,7 @@ write_verb(t) := "write" if {
 
 changes_schema if {
 	some s in input.sql.facts.statements
-	s.kind in schema_kinds
+	endswith(s.kind, "_SCHEMA")
 }
 
 # Views of INFORMATION_SCHEMA that show no more than a dataset's own objects.
@@ -166,11 +176,6 @@ own_views := {
 	"VECTOR_INDEX_OPTIONS", "VIEWS",
 }
 
-shows_jobs(t) if {
-	t.information_schema != ""
-	not t.information_schema in own_views
-}
-
 # Statements.
 
 reading_kinds := {
@@ -178,27 +183,27 @@ reading_kinds := {
 	"LEAVE", "LOOP", "RAISE", "REPEAT", "RETURN", "ROLLBACK_TRANSACTION", "SCRIPT", "SELECT", "SET", "WHILE",
 }
 
-writing_kinds := {"DELETE", "INSERT", "MERGE", "TRUNCATE_TABLE", "UPDATE"}
+writing_kinds := {"CLONE_DATA", "DELETE", "INSERT", "MERGE", "TRUNCATE_TABLE", "UPDATE"}
 
 ddl_kinds := {
-	"ALTER_COLUMN", "ALTER_MATERIALIZED_VIEW", "ALTER_TABLE", "ALTER_VECTOR_INDEX", "ALTER_VIEW", "CREATE_AGGREGATE_FUNCTION",
-	"CREATE_FUNCTION", "CREATE_MATERIALIZED_VIEW", "CREATE_SEARCH_INDEX", "CREATE_SNAPSHOT_TABLE", "CREATE_TABLE",
-	"CREATE_TABLE_AS_SELECT", "CREATE_TABLE_CLONE", "CREATE_TABLE_COPY", "CREATE_TABLE_FUNCTION", "CREATE_VECTOR_INDEX",
-	"CREATE_VIEW", "DROP_AGGREGATE_FUNCTION", "DROP_FUNCTION", "DROP_MATERIALIZED_VIEW", "DROP_SEARCH_INDEX",
-	"DROP_SNAPSHOT_TABLE", "DROP_TABLE", "DROP_TABLE_FUNCTION", "DROP_VECTOR_INDEX", "DROP_VIEW", "RENAME_TABLE", "UNDROP_TABLE",
+	"ALTER_MATERIALIZED_VIEW", "ALTER_MODEL", "ALTER_SEARCH_INDEX", "ALTER_TABLE", "ALTER_VECTOR_INDEX", "ALTER_VIEW",
+	"CREATE_AGGREGATE_FUNCTION", "CREATE_FUNCTION", "CREATE_MATERIALIZED_VIEW", "CREATE_PROCEDURE", "CREATE_SEARCH_INDEX",
+	"CREATE_SNAPSHOT_TABLE", "CREATE_TABLE", "CREATE_TABLE_AS_SELECT", "CREATE_TABLE_FUNCTION", "CREATE_VECTOR_INDEX",
+	"CREATE_VIEW", "DROP_AGGREGATE_FUNCTION", "DROP_FUNCTION", "DROP_MATERIALIZED_VIEW", "DROP_MODEL", "DROP_PROCEDURE",
+	"DROP_SEARCH_INDEX", "DROP_SNAPSHOT_TABLE", "DROP_TABLE", "DROP_TABLE_FUNCTION", "DROP_VECTOR_INDEX", "DROP_VIEW",
+	"UNDROP_TABLE",
 }
 
-schema_kinds := {
-	"ALTER_MODEL", "ALTER_SCHEMA", "CREATE_PROCEDURE", "CREATE_SCHEMA", "DROP_MODEL", "DROP_PROCEDURE", "DROP_SCHEMA",
-	"UNDROP_SCHEMA",
-}
+schema_kinds := {"ALTER_SCHEMA", "CREATE_SCHEMA", "DROP_SCHEMA", "UNDROP_SCHEMA"}
 
 # What a grant has to name in allow for a statement.
 reaching_kinds := {
 	"ALTER_EXTERNAL_TABLE": "EXTERNAL",
 	"CALL": "CALL",
+	"CREATE_EXTERNAL_SCHEMA": "EXTERNAL",
 	"CREATE_EXTERNAL_TABLE": "EXTERNAL",
 	"CREATE_MODEL": "MODEL",
+	"DROP_EXTERNAL_SCHEMA": "EXTERNAL",
 	"DROP_EXTERNAL_TABLE": "EXTERNAL",
 	"EXECUTE_IMMEDIATE": "EXECUTE IMMEDIATE",
 	"EXPORT_DATA": "EXPORT DATA",
@@ -244,24 +249,29 @@ reaching_functions := {
 	"ST_REGIONSTATS",
 }
 
+# Nearly all functions are built in.
+special contains f if {
+	some f in input.sql.facts.functions
+	f.kind != "builtin"
+}
+
+names contains f.name if some f in input.sql.facts.functions
+
 # Functions that a grant has to name: persisted routines, whose bodies are not
 # in the text, and what reaches models.
 functions contains f.name if {
-	some f in input.sql.facts.functions
+	some f in special
 	f.kind in {"aggregate_udf", "procedure", "remote", "table_function", "udf"}
 	not f.defined
 }
 
 functions contains f.name if {
-	some f in input.sql.facts.functions
+	some f in special
 	f.kind in {"ai", "ml"}
 	not f.name in local_functions
 }
 
-functions contains f.name if {
-	some f in input.sql.facts.functions
-	f.name in reaching_functions
-}
+functions contains name if some name in (names & reaching_functions)
 
 functions contains name if some name in input.sql.dry_run.routines
 
@@ -282,17 +292,17 @@ needed contains opaque_names[word] if some word in input.sql.facts.opaque
 needed contains "SET" if input.sql.facts.query_label
 
 needed contains "EXTERNAL_QUERY" if {
-	some f in input.sql.facts.functions
+	some f in special
 	f.kind == "external_query"
 }
 
 needed contains "LANGUAGE" if {
-	some f in input.sql.facts.functions
+	some f in special
 	f.language in {"js", "python"}
 }
 
 needed contains "REMOTE" if {
-	some f in input.sql.facts.functions
+	some f in special
 	remote(f)
 }
 
@@ -305,8 +315,7 @@ needed contains name if {
 }
 
 needed contains "JOBS" if {
-	some u in tables
-	u.verb == "jobs"
+	done.jobs
 }
 
 needed contains "EXPORT DATA" if input.request.job_type == "extract"
@@ -327,10 +336,10 @@ external_name(e) := "EXPORT DATA" if {
 } else := "MODEL" if {
 	has_kind("CREATE_MODEL")
 } else := "EXTERNAL_QUERY" if {
-	some f in input.sql.facts.functions
+	some f in special
 	f.kind == "external_query"
 } else := "REMOTE" if {
-	some f in input.sql.facts.functions
+	some f in special
 	remote(f)
 } else := "EXTERNAL"
 
@@ -345,7 +354,7 @@ has_kind(kind) if {
 plain_tables := {"TABLE", "SNAPSHOT", "CLONE", "EXTERNAL"}
 
 # Reads of which nobody knows whether they are views.
-uncertain contains concat(".", [t.project, t.dataset, t.table]) if {
+uncertain contains t.name if {
 	some t in input.reads
 	t.source == "parser"
 	t.information_schema == ""
@@ -363,6 +372,7 @@ gaps contains word if {
 gaps contains word if {
 	some word in input.sql.facts.opaque
 	not opaque_names[word]
+	word != "unknown_value" # of an external, which is judged whatever its value
 }
 
 # BigQuery takes the text for another one than the parser does.
