@@ -25,6 +25,7 @@ type logFlags struct {
 	interval  time.Duration
 	timeout   time.Duration
 	delay     time.Duration
+	behind    time.Duration
 }
 
 func (f *flags) logFlags(o *logFlags) {
@@ -37,6 +38,7 @@ func (f *flags) logFlags(o *logFlags) {
 	f.DurationVar(&o.interval, "log-interval", sinklog.DefaultInterval, "how often the log is committed and cosigned, `DURATION`")
 	f.DurationVar(&o.delay, "log-delay", 0, "commit and cosign so long after a new entry too, `DURATION`: sooner, at the price of more objects (default 0: at the interval alone)")
 	f.DurationVar(&o.timeout, "witness-timeout", sinklog.DefaultTimeout, "how long the witnesses may take, `DURATION`")
+	f.DurationVar(&o.behind, "behind", sinklog.DefaultBehind, "how long a record may wait for its cosignature before that is an alarm, `DURATION`")
 }
 
 // logConfig returns nil where no log is wanted.
@@ -56,11 +58,18 @@ func (f *flags) logConfig(o *logFlags) (*sinklog.Config, error) {
 	if o.quorum < 0 || o.quorum > len(o.witnesses) {
 		return nil, wrong("--quorum %d of %d witnesses", o.quorum, len(o.witnesses))
 	}
+	interval := o.interval
+	if o.delay > 0 && o.interval+o.timeout <= o.behind { // also where nothing comes
+		interval = min(o.delay, o.interval)
+	}
+	if err := sinklog.CheckBehind(o.behind, interval, o.timeout); err != nil {
+		return nil, &usageError{f.name + ": " + err.Error(), "lower --log-interval or --witness-timeout, or raise --behind and tell those who verify"}
+	}
 	key, err := readSigningKey(o.key)
 	if err != nil {
 		return nil, fmt.Errorf("%s: --log-key: %w", f.name, err)
 	}
-	c := &sinklog.Config{Key: key, Quorum: o.quorum, Interval: o.interval, Timeout: o.timeout, Delay: o.delay}
+	c := &sinklog.Config{Key: key, Quorum: o.quorum, Interval: o.interval, Timeout: o.timeout, Delay: o.delay, Behind: o.behind}
 	seen := map[string]bool{}
 	for _, w := range o.witnesses {
 		url, vkey, ok := strings.Cut(w, "=")
@@ -106,22 +115,22 @@ func readKeyFile(path string) ([]byte, error) {
 
 // startLog opens the log, puts it into the sink's configuration and runs it.
 // What it returns ends it, once nothing appends any more.
-func startLog(ctx context.Context, c *sinklog.Config, v vault.Vault, logger *slog.Logger, to *sink.Config) (stop func() error, err error) {
+func startLog(ctx context.Context, c *sinklog.Config, v vault.Vault, logger *slog.Logger, to *sink.Config) (l *sinklog.Log, stop func() error, err error) {
 	c.Vault, c.Logger = v, logger
-	l, err := sinklog.Open(ctx, *c)
+	l, err = sinklog.Open(ctx, *c)
 	if err != nil {
-		return nil, fmt.Errorf("sink: %w", err)
+		return nil, nil, fmt.Errorf("sink: %w", err)
 	}
 	to.Log = l
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	ended := make(chan error, 1)
 	go func() { ended <- l.Run(run) }()
-	return func() error {
+	return l, func() error {
 		cancel()
 		err := <-ended
 		s := l.Stats()
 		logger.Info("log: stopped", "origin", l.Origin(), "size", s.Size, "pending", s.Pending, "cosigned", s.CosignedSize, "commits", s.Commits,
-			"witness_failures", s.WitnessFailures, "quorum_missed", s.QuorumMissed, "forks", s.Forks, "alarms", s.Alarms)
+			"witness_failures", s.WitnessFailures, "quorum_missed", s.QuorumMissed, "forks", s.Forks, "behind", s.Behind.Round(time.Second).String(), "late", s.Late, "alarms", s.Alarms)
 		if errors.Is(err, context.Canceled) {
 			return nil
 		}

@@ -16,6 +16,7 @@ import (
 
 	"verbatim.dev/extproc/auth"
 	"verbatim.dev/recorder/access"
+	"verbatim.dev/recorder/sinklog"
 	"verbatim.dev/recorder/transport/pubsub"
 	"verbatim.dev/recorder/vault"
 	"verbatim.dev/recorder/vault/place"
@@ -173,6 +174,8 @@ func (c *serveConfig) check() error {
 	if text := c.Journal.CutInterval; text != "" {
 		if c.cut, err = time.ParseDuration(text); err != nil || c.cut <= 0 {
 			bad("journal.cut_interval %q: want a duration such as 5s", text)
+		} else if c.cut > sinklog.CutShare {
+			bad("journal.cut_interval %q: its share of the time to a cosignature is %s at most", text, sinklog.CutShare)
 		}
 	}
 	if class := c.Retention.Class; class != "" {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"verbatim.dev/recorder/sink"
+	"verbatim.dev/recorder/sinklog"
 	"verbatim.dev/recorder/vault/place"
 )
 
@@ -40,7 +41,12 @@ each stored segment ends with, in a Merkle tree that is signed with that key. Ev
 --log-interval it is committed, and the witnesses are asked for cosignatures, also when
 nothing came. It shows a vault that is rolled back, and an end that is cut off: see
 "recorder verify --log-key". A witness that is down, or too few for the quorum, is an
-alarm in the logs and stops nothing.
+alarm in the logs and stops nothing. So is a record that waits for its cosignature for longer
+than --behind; the flags must leave 15 s of that to the gateways' cut, 5 s to the way here.
+
+With --status it writes what it counts into a file every 5 s, and with --healthy another run
+tells a probe or a monitor what that says: exit code 1 where the sink has stopped, is stuck, or
+cosigning is late.
 
 Runs until SIGTERM or SIGINT. Prints one line when it listens; logs are JSON on
 standard error.
@@ -51,7 +57,8 @@ Examples:
   recorder sink --vault vault.yaml --spool /var/spool/verbatim --ack-topic projects/evidence/topics/acks \\
     --pubsub projects/evidence/subscriptions/verbatim-sink-0,projects/evidence/subscriptions/verbatim-sink-1
   recorder sink --vault /var/lib/verbatim/vault --listen unix:/run/verbatim/sink.sock \
-    --log-key log.key --witness https://witness.example="$(cat witness.pub)"
+    --log-key log.key --witness https://witness.example="$(cat witness.pub)" --status /run/verbatim/sink.json
+  recorder sink --healthy /run/verbatim/sink.json
 `
 
 func sinkCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
@@ -64,10 +71,15 @@ func sinkCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (
 	outstanding := f.Int("outstanding", 256, "with --pubsub: `MIB` of messages to hold without acknowledgement, for each subscription: more than all gateways' unfinished segments")
 	salvage := f.Duration("salvage-after", 10*time.Minute, "with --pubsub: how long nothing of an epoch must have come before a lost tail is salvaged, `DURATION`; 0: never")
 	spool := f.String("spool", "", "folder `DIR` for segments that are not whole yet, best on the vault's disk (default: .spool in a vault that is a folder)")
+	status := f.String("status", "", "write the sink's status to this `FILE` every 5 s, as JSON")
+	healthy := f.String("healthy", "", "run no sink: exit with 0 where the status in this `FILE` says that its sink is healthy, else with 1")
 	var o logFlags
 	f.logFlags(&o)
 	if _, err := f.parse(args, stdout); err != nil {
 		return err
+	}
+	if *healthy != "" {
+		return checkStatus(*healthy, time.Now())
 	}
 	if err := f.resolve(&p); err != nil {
 		return err
@@ -97,8 +109,10 @@ func sinkCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (
 	}
 	defer func() { err = errors.Join(err, v.Close()) }()
 	c := sink.Config{Vault: v, Class: v.Longest(), Spool: *spool, Logger: log}
+	var kept *sinklog.Log
 	if logConfig != nil {
-		stop, e := startLog(ctx, logConfig, v, log, &c)
+		l, stop, e := startLog(ctx, logConfig, v, log, &c)
+		kept = l
 		if e != nil {
 			return e
 		}
@@ -115,6 +129,9 @@ func sinkCommand(ctx context.Context, args []string, stdout, stderr io.Writer) (
 	defer func() { err = errors.Join(err, server.Close()) }()
 	if _, err := fmt.Fprintf(stdout, "recorder sink: ready, vault %s, %s\n", v, source); err != nil {
 		return err
+	}
+	if *status != "" {
+		defer tellStatus(*status, s, kept, log)()
 	}
 	err = server.Serve(ctx, s)
 	stats := s.Stats()

@@ -114,7 +114,15 @@ type Journal struct {
 	CutBytes    Size          `yaml:"cut_bytes"`
 	CutInterval time.Duration `yaml:"cut_interval"`
 	Heartbeat   time.Duration `yaml:"heartbeat"`
+	// Behind is how long a record may wait for the witnesses' cosignature, as the
+	// sink has it (recorder sink --behind). Of it CutInterval must leave
+	// SinkShare.
+	Behind time.Duration `yaml:"behind"`
 }
+
+// SinkShare is what of Behind is not the gateway's: 5 s for the way into the
+// vault, 30 s until the sink's log is committed, 10 s for the witnesses.
+const SinkShare = 45 * time.Second
 
 // Sealing names whom records are sealed to.
 type Sealing struct {
@@ -228,7 +236,7 @@ func Default() *Config {
 		},
 		Journal: Journal{
 			Dir: "/var/lib/verbatim/journal", Limit: 10 << 30, Reserve: 64 << 20, Segment: 64 << 20,
-			CutBytes: 8 << 20, CutInterval: 5 * time.Second, Heartbeat: 15 * time.Second,
+			CutBytes: 8 << 20, CutInterval: 5 * time.Second, Heartbeat: 15 * time.Second, Behind: 60 * time.Second,
 		},
 		Transport: Transport{Durability: DurabilityLocal},
 		Retention: Retention{Default: "standard", Classes: map[string]time.Duration{"standard": 400 * 24 * time.Hour}},

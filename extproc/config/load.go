@@ -307,11 +307,16 @@ func (k *checker) journal() {
 	k.size("journal.cut_bytes", j.CutBytes, 64<<10, 1<<40)
 	k.span("journal.cut_interval", j.CutInterval, 100*time.Millisecond, time.Hour)
 	k.span("journal.heartbeat", j.Heartbeat, 100*time.Millisecond, time.Hour)
+	k.span("journal.behind", j.Behind, SinkShare+100*time.Millisecond, 24*time.Hour)
 	if !k.decoded {
 		return
 	}
 	if j.Limit < 2*j.Segment {
 		k.at("journal.limit", "journal.limit %s is less than two segments of %s: raise it, or lower segment", j.Limit, j.Segment)
+	}
+	if j.CutInterval+SinkShare > j.Behind {
+		k.at("journal.cut_interval", "journal.cut_interval %s, and %s until the sink and its witnesses have cosigned, are more than the %s after which a change of records is to show: lower it to %s, or raise journal.behind and the sink's --behind",
+			spell(j.CutInterval), spell(SinkShare), spell(j.Behind), spell(j.Behind-SinkShare))
 	}
 	if j.CutBytes > j.Segment {
 		k.at("journal.cut_bytes", "journal.cut_bytes %s is more than a segment of %s: lower it, or raise segment", j.CutBytes, j.Segment)

@@ -45,8 +45,9 @@ import (
 
 const (
 	// DefaultInterval is how often the log commits and asks for cosignatures. A
-	// record is cosigned after the gateway's next cut (5 s by default), this,
-	// and the witnesses' answers: 60 s at most.
+	// record is cosigned after the gateway's next cut (5 s by default, 15 s at
+	// most), its way into the vault, this, and the witnesses' answers: within
+	// DefaultBehind.
 	DefaultInterval = 30 * time.Second
 	// DefaultTimeout is how long the witnesses may take.
 	DefaultTimeout = 10 * time.Second
@@ -76,7 +77,10 @@ type Config struct {
 	Timeout   time.Duration // of the witnesses; 0: DefaultTimeout
 	// Delay, where set, is how long after a new entry the log is committed and
 	// cosigned, not only at the next Interval. Each costs some objects.
-	Delay  time.Duration
+	Delay time.Duration
+	// Behind is how long a record may wait for its cosignature before that is an
+	// alarm; 0: DefaultBehind.
+	Behind time.Duration
 	Logger *slog.Logger
 	// Alarm, where set, is called when something begins to be wrong, not each
 	// time it still is. It must not block.
@@ -105,6 +109,12 @@ type Stats struct {
 	QuorumMissed    uint64 // checkpoints without enough cosignatures
 	Forks           uint64 // answers that the witness knows another log
 	Alarms          uint64
+	// Behind is how long the oldest record that is not cosigned has waited since
+	// its gateway cut it, or how long ago the log was cosigned. Late counts how
+	// often that became more than it may; IsLate says that it is now.
+	Behind time.Duration
+	Late   uint64
+	IsLate bool
 }
 
 // Log is the log of one vault. Append and Stats are safe for concurrent use.
@@ -116,6 +126,7 @@ type Log struct {
 
 	mu    sync.Mutex
 	stats Stats
+	lag   lag
 	err   error
 
 	// What follows is Run's alone.
@@ -149,6 +160,9 @@ func Open(ctx context.Context, c Config) (*Log, error) {
 	if c.Timeout <= 0 {
 		c.Timeout = DefaultTimeout
 	}
+	if c.Behind <= 0 {
+		c.Behind = DefaultBehind
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -159,6 +173,7 @@ func Open(ctx context.Context, c Config) (*Log, error) {
 		c: c, log: c.Logger, queue: make(chan cut, queueSize), done: make(chan struct{}), tiles: map[string][]byte{},
 		logged: map[record.Epoch]uint64{}, judged: map[record.Epoch]uint64{}, wrong: map[string]bool{},
 	}
+	l.lag.cosigned = c.Now()
 	if err := l.load(ctx); err != nil {
 		return nil, fmt.Errorf("log: %w", err)
 	}
@@ -213,6 +228,7 @@ func (l *Log) Stats() Stats {
 	defer l.mu.Unlock()
 	s := l.stats
 	s.Pending += len(l.queue)
+	s.Behind, s.IsLate = l.behind(l.c.Now()), l.lag.late
 	return s
 }
 
@@ -392,6 +408,10 @@ func (l *Log) open(signed []byte) (witness.Checkpoint, error) {
 // when ctx ended, else why the log failed.
 func (l *Log) Run(ctx context.Context) error {
 	defer close(l.done)
+	watching, stop := context.WithCancel(ctx)
+	watched := make(chan struct{})
+	go func() { defer close(watched); l.watch(watching) }()
+	defer func() { stop(); <-watched }()
 	err := l.run(ctx)
 	if err == nil || l.Err() != nil || ctx.Err() == nil {
 		return err
@@ -434,6 +454,7 @@ func (l *Log) run(ctx context.Context) error {
 			return context.Cause(ctx)
 		case c := <-queue:
 			l.pending = append(l.pending, c)
+			l.arrived(c)
 			l.drain()
 			if l.c.Delay > 0 && soon == nil {
 				soon = time.After(l.c.Delay)
@@ -502,6 +523,7 @@ func (l *Log) drain() {
 		select {
 		case c := <-l.queue:
 			l.pending = append(l.pending, c)
+			l.arrived(c)
 			continue
 		default:
 		}
@@ -872,6 +894,7 @@ func (l *Log) cosign(ctx context.Context) {
 	}
 	l.right("cosign")
 	if enough {
+		l.cosigned(now)
 		l.count(func(s *Stats) { s.CosignedSize, s.CosignedTime = l.tree.N, now })
 	}
 }

@@ -68,6 +68,7 @@ func (l *Log) scan(ctx context.Context) error {
 			return err
 		}
 		l.pending = append(l.pending, last)
+		l.arrived(last)
 		added++
 		for len(l.pending) >= TileWidth {
 			if err := l.commit(ctx); err != nil {
