@@ -14,6 +14,9 @@ import (
 	"testing"
 	"time"
 
+	"cloud.google.com/go/pubsub/v2/apiv1/pubsubpb"
+	"google.golang.org/protobuf/types/known/durationpb"
+
 	"verbatim.dev/recorder/record"
 	"verbatim.dev/recorder/sink"
 	"verbatim.dev/recorder/transport"
@@ -30,7 +33,7 @@ func TestMain(m *testing.M) {
 		if _, err := fmt.Sscan(v, &side, &address, &dir); err != nil {
 			panic(err)
 		}
-		err := map[string]func(context.Context, string, string) error{"sink": childSink, "gateway": childGateway, "cloud": childCloud}[side](context.Background(), address, dir)
+		err := map[string]func(context.Context, string, string) error{"sink": childSink, "gateway": childGateway, "cloud": childCloud, "chain-sink": chainSink, "chain-gateway": chainGateway}[side](context.Background(), address, dir)
 		fmt.Fprintln(os.Stderr, side, err)
 		os.Exit(1)
 	}
@@ -60,24 +63,34 @@ func childSink(ctx context.Context, address, dir string) error {
 // childCloud is the fake of Pub/Sub, in a process of its own: it has data races
 // with itself when leases run out. It prints its address; a line that it reads
 // lets all leases run out.
-func childCloud(context.Context, string, string) error {
-	c, err := startCloud(100)
+func childCloud(ctx context.Context, _, mirror string) error {
+	c, err := startCloud(100_000)
 	if err != nil {
 		return err
 	}
+	if mirror != "-" { // a second subscription, for who comes later
+		_, err := c.GServer.CreateSubscription(ctx, &pubsubpb.Subscription{
+			Name: mirror, Topic: topic, AckDeadlineSeconds: 10, ExpirationPolicy: &pubsubpb.ExpirationPolicy{}, MessageRetentionDuration: durationpb.New(24 * time.Hour),
+		})
+		if err != nil {
+			return err
+		}
+	}
 	fmt.Println(c.Addr)
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
-		c.expire()
+		if err := c.release(ctx); err != nil {
+			return err
+		}
 		fmt.Println("expired")
 	}
 	return c.Close()
 }
 
 // remoteCloud starts a childCloud.
-func remoteCloud(t *testing.T) (address string, expire func()) {
+func remoteCloud(t *testing.T, mirror string) (address string, expire func()) {
 	t.Helper()
 	p := exec.Command(os.Args[0])
-	p.Env = append(os.Environ(), childEnv+"=cloud - -", "GORACE=exitcode=0")
+	p.Env = append(os.Environ(), childEnv+"=cloud - "+mirror, "GORACE=exitcode=0")
 	in, err := p.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -213,7 +226,7 @@ func TestKilled(t *testing.T) {
 	const rounds = 30
 	all := items(t, killScripts...)
 	want := undisturbed(t, all)
-	address, expire := remoteCloud(t)
+	address, expire := remoteCloud(t, "-")
 	dir := t.TempDir()
 	writeFrames(t, dir, all)
 	check := func() int {
