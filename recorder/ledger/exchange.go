@@ -237,6 +237,7 @@ func (c *verifier) close(id record.ID, at place, final bool) {
 	case !final && (e == nil || id.Sequence >= e.next):
 		c.closers[id] = at
 	case e == nil && c.gone[id.Epoch] >= id.Sequence:
+	case final && c.waits(at.name.Epoch) && (e == nil || id.Sequence >= e.next):
 	case e == nil:
 		c.find(ExchangeWrong, at, "the outcome closes exchange %s, whose epoch is not in the vault", id)
 	case e.open[id.Sequence] != nil:
@@ -245,6 +246,12 @@ func (c *verifier) close(id record.ID, at place, final bool) {
 	case !e.damaged && !e.gone:
 		c.find(ExchangeWrong, at, "the outcome closes exchange %s, which is not open", id)
 	}
+}
+
+// waits reports whether what was before the epoch is still to come.
+func (c *verifier) waits(id record.Epoch) bool {
+	e := c.epochs[id]
+	return e != nil && e.waits
 }
 
 func (c *verifier) payload(x *exchange, f *record.Frame, body []byte, ok bool, at place) {

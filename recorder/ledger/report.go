@@ -50,6 +50,7 @@ const (
 	GatewaySilent      Code = "gateway_silent"      // a gateway was silent for longer than the register allows
 	GatewayUnknown     Code = "gateway_unknown"     // a gateway is not in the register
 	KeyExpired         Code = "key_expired"         // an epoch's key went with its first record; a notice
+	EpochAwaited       Code = "epoch_awaited"       // an epoch that began within 15 min, and the one before has not come whole; a notice
 	ClockStep          Code = "clock_step"          // a gateway's clock was set back; a notice
 )
 

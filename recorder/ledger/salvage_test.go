@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"strings"
 	"testing"
+	"time"
 
 	"verbatim.dev/recorder/ledger"
 	"verbatim.dev/recorder/ledger/ledgertest"
@@ -137,6 +138,75 @@ func TestLostTailTampered(t *testing.T) {
 			}
 			if r.Sound || !found {
 				t.Errorf("want %s, got %v", c.code, r.Findings)
+			}
+		})
+	}
+}
+
+// An epoch's first segment is there before the last one of the epoch before, or
+// before any of it: for a while that is how things come, later it is a finding.
+func TestEpochAwaited(t *testing.T) {
+	build := func() (*ledgertest.Vault, []record.Epoch) {
+		v := ledgertest.New()
+		tenant, err := record.NewTenant()
+		if err != nil {
+			t.Fatal(err)
+		}
+		public, err := tenant.Public()
+		if err != nil {
+			t.Fatal(err)
+		}
+		g := ledgertest.NewGateway(v, "gw-1", public)
+		var epochs []record.Epoch
+		for range 3 {
+			g.Begin()
+			g.Append(record.Draft{Kind: record.KindIntent, Session: "s", Body: []byte("{}")})
+			g.Cut()
+			g.Append(record.Draft{Kind: record.KindIntent, Session: "s", Body: []byte("{}")})
+			g.Crash()
+			epochs = append(epochs, g.Epoch)
+		}
+		return v, epochs
+	}
+	for _, c := range []struct {
+		name string
+		drop func(v *ledgertest.Vault, epochs []record.Epoch)
+		code ledger.Code
+	}{
+		{"the end of the one before", func(v *ledgertest.Vault, epochs []record.Epoch) {
+			names := v.Names(vault.SegmentsPrefix)
+			for i, n := range names {
+				if strings.Contains(n, epochs[2].String()) {
+					delete(v.Files, names[i-1])
+					return
+				}
+			}
+		}, ledger.SegmentMissing},
+		{"all of the one before", func(v *ledgertest.Vault, epochs []record.Epoch) {
+			for _, n := range v.Names(vault.SegmentsPrefix) {
+				if strings.Contains(n, epochs[1].String()) {
+					delete(v.Files, n)
+				}
+			}
+		}, ledger.EpochWrong},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			v, epochs := build()
+			c.drop(v, epochs)
+			for _, later := range []time.Duration{time.Minute, time.Hour} {
+				r, err := ledger.Verify(t.Context(), v, ledger.Options{Now: func() time.Time { return ledgertest.Start.Add(later) }})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if later == time.Hour {
+					if r.Sound || r.Findings[0].Code != c.code {
+						t.Errorf("an hour later: %v", r.Findings)
+					}
+					continue
+				}
+				if !r.Sound || r.Verdict != ledger.Pending || len(r.Notices) == 0 || r.Notices[0].Code != ledger.EpochAwaited {
+					t.Errorf("%v %v %v", r.Verdict, r.Findings, r.Notices)
+				}
 			}
 		})
 	}

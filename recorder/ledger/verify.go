@@ -50,6 +50,11 @@ type Options struct {
 	Now       func() time.Time // nil: time.Now
 }
 
+// settling is how long after an epoch began the end of the one before may still
+// be on its way: each comes by itself, and what a sink that died held comes when
+// its lease has run out, or when a sink that stood down comes back to it.
+const settling = 15 * time.Minute
+
 // mostMissing is how many missing keys a report names.
 const mostMissing = 20
 
@@ -244,6 +249,7 @@ type epoch struct {
 	passed   []span    // what has expired
 	live     bool      // something besides recovery was recorded
 	closed   bool
+	waits    bool      // the epoch before it is still to come
 	time     time.Time // of the last record
 	complete time.Time // of the last record that a checkpoint confirmed
 	records  uint64
@@ -673,6 +679,9 @@ func (c *verifier) cites(e *epoch, next map[record.Epoch]*epoch) error {
 		}
 		if old.next > p.Sequence {
 			c.gone[id] = p.Sequence
+		} else if p.Sequence > 0 && c.young(e) {
+			e.waits = true
+			c.notice(EpochAwaited, here, "the epoch before, %s, with records up to %d, has not come yet", id, p.Sequence)
 		} else if p.Sequence > 0 {
 			c.find(EpochWrong, here, "the epoch before, %s, with records up to %d, is not in the vault", id, p.Sequence)
 		}
@@ -703,6 +712,9 @@ func (c *verifier) cites(e *epoch, next map[record.Epoch]*epoch) error {
 	switch {
 	case before.damaged:
 		// What is wrong there has been said.
+	case held < p.Sequence && c.young(e):
+		e.waits = true
+		c.notice(EpochAwaited, end, "records %d to %d of epoch %s have not come yet", held+1, p.Sequence, id)
 	case held < p.Sequence:
 		c.find(SegmentMissing, end, "records %d to %d are missing: the epoch's last segment in the vault is this one, the next epoch %s cites its end at %d", held+1, p.Sequence, e.id, p.Sequence)
 	case held > p.Sequence:
@@ -718,6 +730,13 @@ func (c *verifier) cites(e *epoch, next map[record.Epoch]*epoch) error {
 		c.find(EpochWrong, here, "says that epoch %s was %s, the vault's records say %s", id, endText(p.Closed), endText(before.closed))
 	}
 	return nil
+}
+
+// young reports whether an epoch began so short a time ago that what was before
+// it may still come.
+func (c *verifier) young(e *epoch) bool {
+	age := c.now.Sub(e.opened.Opened)
+	return -settling < age && age < settling
 }
 
 func rootText(t record.Tree) string {
@@ -793,10 +812,13 @@ func (c *verifier) gateway(name string, epochs []*epoch, next map[record.Epoch]*
 	for i, e := range epochs {
 		g.Records += e.records
 		c.missedTail(e)
+		if e.waits {
+			g.pending++
+		}
 		lost := !e.closed && next[e.id] == nil && c.lostTail(e)
 		if i < len(epochs)-1 && !e.closed && !e.damaged && next[e.id] == nil && !lost {
 			// Where the next epoch's first record has expired, so has its citation.
-			if after := epochs[i+1]; after.opened != nil || !after.gone {
+			if after := epochs[i+1]; !after.waits && (after.opened != nil || !after.gone) {
 				salvage := ""
 				if s := c.salvages[e.id]; s != nil && s.cut {
 					salvage = "; a salvage has begun and is not complete"
@@ -810,7 +832,7 @@ func (c *verifier) gateway(name string, epochs []*epoch, next map[record.Epoch]*
 		c.report.Exchanges.Interrupted += n
 		left = left[n:]
 		if len(left) > 0 && e.live {
-			if !e.damaged && !leftOf.gone {
+			if !e.damaged && !leftOf.gone && !e.waits {
 				c.find(ExchangeUnended, left[0].at, "the exchange %s has no outcome, and epoch %s, which recovered the journal, does not close it (%d such)", record.ID{Epoch: leftOf.id, Sequence: left[0].seq}, e.id, len(left))
 			}
 			c.report.Exchanges.Pending += int64(len(left))
@@ -829,7 +851,7 @@ func (c *verifier) gateway(name string, epochs []*epoch, next map[record.Epoch]*
 		}
 	}
 	c.report.Exchanges.Pending += int64(len(left))
-	g.pending = len(left)
+	g.pending += len(left)
 	c.clocks(epochs, next)
 	end := epochs[len(epochs)-1]
 	g.Last, g.Sequence, g.Head = end.id.String(), end.next-1, hex.EncodeToString(end.head[:])
