@@ -8,6 +8,11 @@
 // forgotten, for the gateway's journal has it still. Segments follow from the
 // frames alone, so a sink that dies at any point and does its work again
 // writes the same bytes under the same names.
+//
+// Where a gateway's journal is lost, so that it will cut no more, a segment ends
+// with the last checkpoint that came. Where that is depends on what came, so it
+// is decided by a note whose name can be taken once, and everybody follows that
+// (see [vault.Salvage]).
 package sink
 
 import (

@@ -41,6 +41,9 @@
 // Storage they need a bucket without retention, while each retention class has
 // a bucket of its own: a [Set] puts these places together to one vault.
 //
+// Under salvage/ rest notes about epochs whose journal was lost ([Salvage]), and
+// what came of them and cannot be chained ([AsideName]).
+//
 // A folder is tamper-evident, not write-once storage: who may write the folder
 // may change it, and verification then says so.
 package vault

@@ -56,6 +56,16 @@
 // answers are asked for again; a gap that does not close is asked for by the
 // sink and read from the journal once more.
 //
+// # A gateway that does not come back
+//
+// What Pub/Sub confirmed and nobody cut would wait for ever when the gateway's
+// disk is lost. So where nothing new of an epoch has come for a while the server
+// asks the sink ([transport.Salvager]), which knows whether the epoch is over, to
+// make durable what has come up to the last checkpoint; and the beginning of an
+// epoch makes it look for those that its journal does not have
+// ([transport.Heir]). What lies behind a gap is kept aside much later, when no
+// lease on a message can be left: until then it may still be chained.
+//
 // Two sinks on one subscription would each get a part of an epoch. What they
 // write is right, but neither comes on; then each gives its part back after a
 // while, for a random time, until one has it all. Run one sink for a shard.
