@@ -388,13 +388,45 @@ func TestSalvageForked(t *testing.T) {
 	if held, err := feed(newSink(t, Config{Vault: v}), sc.epoch, frames[:n]); err != nil || held != last {
 		t.Fatalf("the decided cut was not made: %d, %v", held, err)
 	}
-	sc.seed++
-	delete(v.objects, decision)
-	v = inMemory()
-	v.objects[decision] = want[decision]
+	other := sc
+	other.seed++
+	for _, c := range []struct {
+		note   string
+		frames []record.Frame
+	}{
+		{want[decision], other.frames(t)},
+		{strings.Replace(want[decision], `"head": "`, `"head": "00`, 1), nil}, // no note
+		{otherHead(t, decision, want[decision]), frames},
+	} {
+		if c.frames == nil {
+			c.frames = frames
+		}
+		testForked(t, sc.epoch, decision, c.note, c.frames)
+	}
+}
+
+// otherHead is the note with another head at the same record.
+func otherHead(t testing.TB, name, note string) string {
+	t.Helper()
+	n, err := vault.ParseSalvage(name, []byte(note))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Head = vault.Hex(record.ChainHead{1})
+	b, err := n.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func testForked(t *testing.T, e record.Epoch, decision, note string, frames []record.Frame) {
+	t.Helper()
+	v := inMemory()
+	v.objects[decision] = note
 	s := newSink(t, Config{Vault: v})
-	_, err := feed(s, sc.epoch, sc.frames(t))
-	if !errors.Is(err, transport.ErrRefused) || !strings.Contains(err.Error(), "salvaged up to record") || s.Stats().Alarms != 1 {
+	_, err := feed(s, e, frames)
+	if !errors.Is(err, transport.ErrRefused) || !strings.Contains(err.Error(), "salvaged up to record") && !strings.Contains(err.Error(), "hex digits") || s.Stats().Alarms != 1 {
 		t.Fatalf("got %v", err)
 	}
 	for name := range snapshot(t, v) {

@@ -439,7 +439,7 @@ func mirrored(t testing.TB, address string) vault.Vault {
 	defer server.Close()
 	_, stop := start(t, func(ctx context.Context) error { return server.Serve(ctx, s) })
 	last, quiet := uint64(0), time.Now()
-	for end := time.Now().Add(5 * time.Minute); time.Since(quiet) < 2*time.Second; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(10 * time.Minute); time.Since(quiet) < 5*time.Second; time.Sleep(20 * time.Millisecond) {
 		if n := server.Stats().Messages; n != last {
 			last, quiet = n, time.Now()
 		}
@@ -447,7 +447,6 @@ func mirrored(t testing.TB, address string) vault.Vault {
 			t.Fatal("the mirror does not come to an end")
 		}
 	}
-	t.Logf("mirror: %+v, %+v", server.Stats(), s.Stats())
 	stop()
 	if s.Stats().Alarms != 0 {
 		t.Errorf("the mirror alarms: %+v", s.Stats())
