@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"strings"
 	"time"
@@ -14,6 +15,7 @@ import (
 
 	"verbatim.dev/recorder/access"
 	"verbatim.dev/recorder/erasure"
+	"verbatim.dev/recorder/index"
 	"verbatim.dev/recorder/ledger"
 	"verbatim.dev/recorder/record"
 	"verbatim.dev/recorder/retention"
@@ -28,6 +30,7 @@ Usage: recorder erase [--vault VAULT] --session ID [CHECKS] --reason TEXT [--yes
        recorder erase finish [--vault VAULT] ID [CHECKS]
        recorder erase list   [--vault VAULT]
 CHECKS: [--gateway-stats URL]... [--cleared GATEWAY]... [--transport-retention TIME]
+        [--index PLACE]...
 
 Makes what was recorded unreadable for good, by destroying the data keys that sealed it:
 SQL, parameters, labels, identities and payloads. Nobody can bring them back, you
@@ -52,6 +55,9 @@ is pending until
     its journal;
   - the transport has forgotten its messages: --transport-retention 0 for a socket, else
     the longest retention of the topic and its subscriptions, 31d at most.
+  - what was erased is out of each index of the vault (recorder index): --index names them,
+    else $VERBATIM_INDEX or the vault file does. An index that nobody names is purged by
+    its next build.
 Ask again with finish, which also goes on with an erasure that was cut off.
 
 Exit code 0: done (or told). 1: failed, or a hold stands against it. 2: wrong arguments.
@@ -71,7 +77,7 @@ type eraseFlags struct {
 	session, exchange, principal string
 	wide, yes                    bool
 	until, reason, by, key       string
-	stats, cleared               texts
+	stats, cleared, indexes      texts
 	transport                    string
 	out, log                     io.Writer
 	f                            *flags
@@ -96,6 +102,7 @@ func eraseCommand(ctx context.Context, args []string, stdout, stderr io.Writer) 
 	f.Var(&x.stats, "gateway-stats", "ask the gateway at this `URL` what its journal holds; several allowed")
 	f.Var(&x.cleared, "cleared", "the `GATEWAY`'s journal is gone or clear; several allowed")
 	f.StringVar(&x.transport, "transport-retention", "", "how long (`TIME`) the transport keeps messages; 0 for a socket")
+	f.Var(&x.indexes, "index", indexUsage+"; several allowed")
 	verb, rest := "", args
 	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
 		verb, rest = args[0], args[1:]
@@ -139,6 +146,16 @@ func eraseCommand(ctx context.Context, args []string, stdout, stderr io.Writer) 
 		return fmt.Errorf("erase: %w", err)
 	}
 	defer func() { err = errors.Join(err, v.Close()) }()
+	if verb == "finish" || x.yes {
+		indexes, err := x.openIndexes(ctx)
+		for _, i := range indexes {
+			defer i.Close()
+			clear.Indexes = append(clear.Indexes, &purger{i, stdout})
+		}
+		if err != nil {
+			return fmt.Errorf("erase: %w", err)
+		}
+	}
 	switch verb {
 	case "list":
 		return x.list(ctx, v)
@@ -148,12 +165,52 @@ func eraseCommand(ctx context.Context, args []string, stdout, stderr io.Writer) 
 			return fmt.Errorf("erase finish: %w", err)
 		}
 		if done != nil {
+			for _, i := range clear.Indexes { // it may be of an older copy, or not have been named
+				if _, err := i.Purge(ctx, e.Keys); err != nil {
+					return fmt.Errorf("erase finish: index %s: %w", i, err)
+				}
+			}
 			_, err := fmt.Fprintf(stdout, "complete since %s\n", moment(done.Time))
 			return err
 		}
 		return x.finish(ctx, v, e, clear, o)
 	}
 	return x.erase(ctx, v, clear, o)
+}
+
+// openIndexes opens the indexes that are named.
+func (x *eraseFlags) openIndexes(ctx context.Context) (all []index.Store, err error) {
+	places := x.indexes
+	if at := x.where.index(""); len(places) == 0 && at != "" {
+		places = texts{at}
+	}
+	for _, at := range places {
+		i, err := index.Open(ctx, at, false)
+		if len(x.indexes) == 0 && errors.Is(err, fs.ErrNotExist) {
+			continue // where an index would be, and none was built
+		}
+		if err != nil {
+			return all, err
+		}
+		all = append(all, i)
+	}
+	return all, nil
+}
+
+// purger takes what was erased out of an index, and tells.
+type purger struct {
+	index.Store
+	out io.Writer
+}
+
+// Purge implements [erasure.Index].
+func (p *purger) Purge(ctx context.Context, keys []vault.ErasedKey) (int64, error) {
+	n, err := index.Purge(ctx, p.Store, keys)
+	if err != nil {
+		return n.Rows, err
+	}
+	_, err = fmt.Fprintf(p.out, "Index %s: %d rows were taken out, of %d files\n", oneLine(p.String()), n.Rows, n.Files)
+	return n.Rows, err
 }
 
 // check refuses arguments that do not go together.

@@ -220,6 +220,18 @@ type where struct {
 	tenant *keyset.Handle // of keyset, once it was opened
 }
 
+// index is where the index of the vault is, "" where nothing says so.
+func (p *where) index(flag string) string {
+	for _, at := range []string{flag, os.Getenv("VERBATIM_INDEX"), p.spec.Index} {
+		if at != "" {
+			return at
+		}
+	}
+	return ""
+}
+
+const indexUsage = "where the index is: a `FOLDER` or gs://BUCKET[/PREFIX], apart from the vault; else $VERBATIM_INDEX, else the index of the vault file"
+
 func (f *flags) vaultFlag(p *where) {
 	f.StringVar(&p.vault, "vault", "", "the `VAULT`: a folder, gs://BUCKET, a vault file or CLASS:RETENTION=PLACE,...,keys=PLACE; else $VERBATIM_VAULT, else the vault of $VERBATIM_HOME/run.json")
 }

@@ -14,6 +14,7 @@
 //	keyring    opens bodies with the vault's keys and the tenant's keyset
 //	ledger     proves what a vault holds
 //	bundle     evidence to hand out: a selection with what proves and opens it
+//	index      all exchanges as rows of Parquet, apart from the vault
 //	search     finds exchanges and shows one whole
 //	access     reads for others, each read on record first
 //	ownreads   puts on record what is read with a keyset at hand
@@ -45,6 +46,7 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"sink", "write what gateways deliver into a vault", sinkCommand},
+		{"index", "build an index of the exchanges to search, or check it", indexCommand},
 		{"search", "find exchanges", searchCommand},
 		{"show", "show everything of one exchange, or its exact bytes", showCommand},
 		{"accesses", "list who read the evidence, and why", accessesCommand},

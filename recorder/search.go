@@ -8,13 +8,14 @@ import (
 	"strings"
 
 	"verbatim.dev/recorder/access"
+	"verbatim.dev/recorder/index"
 	"verbatim.dev/recorder/record"
 	"verbatim.dev/recorder/search"
 )
 
 const searchHelp = `
 Usage: recorder search [filters] [--limit N] [--sort ORDER] [--format table|json]
-                       [--why TEXT] [--server URL]
+                       [--why TEXT] [--index PLACE | --server URL]
 
 Finds exchanges that fit all the filters given. Names are compared whole and without
 regard to case; "*" in them stands for anything. Times are RFC 3339, a day (UTC), or
@@ -22,7 +23,9 @@ how long ago: 90m, 2h, 3d, "3d ago". The tenant's keyset is needed: what is sear
 is sealed. With --server a service that holds it (recorder serve) searches instead, and
 puts on record who looked for what, and what was found. So does this command where it
 has the keyset itself, before it prints; but who reads is then only what this machine
-says. "recorder accesses" lists both.
+says. "recorder accesses" lists both. With --index an index that "recorder index build"
+made is searched: it is as new as its last build, and needs no vault and no keyset; with a
+keyset the reading is put on record all the same.
 
 With --format json each line is one object; recorder/README.md explains the fields.
 
@@ -43,6 +46,7 @@ func searchCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 	var far remote
 	f.remoteFlags(&far)
 	f.readsFlags(&p)
+	indexed := f.String("index", "", "search the index at this `PLACE`, a folder or gs://BUCKET[/PREFIX], in the vault's stead")
 	since := f.String("since", "", "requests from this `TIME` on")
 	until := f.String("until", "", "requests before this `TIME`")
 	f.StringVar(&q.Principal, "principal", "", "`NAME`: subject, e-mail, ISSUER/SUBJECT, or a subject on whose behalf the call was made")
@@ -76,9 +80,11 @@ func searchCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 		return &usageError{fmt.Sprintf("search: --limit %d: want 0 (all) or more", q.Limit), f.see()}
 	}
 	q.Order = search.Order(*sort)
-	client, err := f.client(&far, &p)
-	if err != nil {
-		return err
+	var client *access.Client
+	if *indexed == "" {
+		if client, err = f.client(&far, &p); err != nil {
+			return err
+		}
 	}
 	warned := 0
 	warn := func(err error) {
@@ -101,11 +107,14 @@ func searchCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 		return err
 	}
 	var stats search.Stats
-	if client != nil {
+	switch {
+	case *indexed != "":
+		stats, err = f.searchIndex(ctx, &p, *indexed, q, emit, stderr)
+	case client != nil:
 		var end access.End
 		end, err = client.Search(ctx, access.NewSearchRequest(q, p.why), warn, emit)
 		stats = search.Stats{Exchanges: end.Exchanges, Matched: end.Matched, Unreadable: end.Unreadable}
-	} else {
+	default:
 		stats, err = f.searchHere(ctx, &p, q, warn, emit)
 	}
 	if errors.Is(err, search.ErrMemory) {
@@ -154,13 +163,50 @@ func (f *flags) searchHere(ctx context.Context, p *where, q search.Query, warn f
 		return stats, err
 	}
 	defer func() { err = errors.Join(err, r.Close(ctx)) }()
-	asked := access.NewSearchRequest(q, p.why)
-	h := held[*search.Exchange]{reads: r, what: asked.What(), emit: emit, id: func(x *search.Exchange) (string, int) { return x.ID, len(x.SQL) + len(x.Parameters) }}
+	h := f.heldSearch(r, p, q, emit)
 	stats, err = search.Run(ctx, search.Config{Vault: v, Keys: keys, Warn: warn}, q, func(x *search.Exchange) error { return h.add(ctx, x) })
 	if err == nil {
 		err = h.end(ctx)
 	}
 	return stats, err
+}
+
+// searchIndex searches an index. It needs no keyset; where one is at hand the
+// reading is put on record with it.
+func (f *flags) searchIndex(ctx context.Context, p *where, at string, q search.Query, emit func(*search.Exchange) error, stderr io.Writer) (stats search.Stats, err error) {
+	s, err := index.Open(ctx, at, false)
+	if err != nil {
+		return stats, err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	var wrong *usageError
+	if err := f.resolve(p); errors.As(err, &wrong) && p.vault == "" {
+		p.vault = at // which vault it is of, nobody says
+	} else if err != nil {
+		return stats, err
+	}
+	r, err := f.record(ctx, p)
+	if err != nil {
+		return stats, err
+	}
+	if r == nil {
+		fmt.Fprintln(stderr, "recorder: what is read here is not on record: no keyset is given")
+	}
+	defer func() { err = errors.Join(err, r.Close(ctx)) }()
+	h := f.heldSearch(r, p, q, emit)
+	stats, err = search.Collect(q, func(emit func(*search.Exchange) error) (search.Stats, error) {
+		return index.Search(ctx, s, q.Filter, emit)
+	}, func(x *search.Exchange) error { return h.add(ctx, x) })
+	if err == nil {
+		err = h.end(ctx)
+	}
+	return stats, err
+}
+
+// heldSearch holds what a search gives until it is on record.
+func (f *flags) heldSearch(r *reads, p *where, q search.Query, emit func(*search.Exchange) error) *held[*search.Exchange] {
+	asked := access.NewSearchRequest(q, p.why)
+	return &held[*search.Exchange]{reads: r, what: asked.What(), emit: emit, id: func(x *search.Exchange) (string, int) { return x.ID, len(x.SQL) + len(x.Parameters) }}
 }
 
 // The widths of the table's columns: 100 with the spaces between.

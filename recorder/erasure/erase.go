@@ -213,6 +213,16 @@ type Clear struct {
 	// Transport is how long the transport keeps messages: the longest of the
 	// topic's and the subscriptions' retention, 0 for a socket; nil: not told.
 	Transport *time.Duration
+	// Indexes are those that were built of the vault: what was erased is taken
+	// out of each.
+	Indexes []Index
+}
+
+// Index is a place that holds content of records in clear, and can take out of
+// it what was sealed with the keys. To do so again is no error.
+type Index interface {
+	Purge(ctx context.Context, keys []vault.ErasedKey) (rows int64, err error)
+	String() string
 }
 
 // Journal is the part of a gateway's figures that an erasure looks at.
@@ -252,6 +262,20 @@ func Finish(ctx context.Context, v Vault, e Eraser, x *vault.Erasure, c Clear, o
 		}
 	}
 	checks := []string{fmt.Sprintf("%d wrapped keys are gone from the key store, a tombstone stands for each", len(x.Keys))}
+	for _, i := range c.Indexes {
+		rows, err := i.Purge(ctx, x.Keys)
+		switch {
+		case ctx.Err() != nil:
+			return nil, context.Cause(ctx)
+		case err != nil:
+			pending = append(pending, fmt.Sprintf("index %s: what was erased may still be in it: %v", i, err))
+		default:
+			checks = append(checks, fmt.Sprintf("index %s holds no row of it (%d were taken out now)", i, rows))
+		}
+	}
+	if len(c.Indexes) == 0 {
+		checks = append(checks, "no index was named")
+	}
 	for _, gateway := range gateways(x) {
 		ok, bad := c.journal(x, gateway)
 		checks, pending = append(checks, ok...), append(pending, bad...)

@@ -345,7 +345,7 @@ func TestCrash(t *testing.T) {
 	want := objects(t, whole)
 	for _, how := range []string{"build", "rebuild"} {
 		for _, after := range []bool{false, true} {
-			for step := 1; ; step++ {
+			for step := 1; ; step += 1 + step/20 {
 				s := folder(t)
 				c := config(t, w.v, &faulty{Store: s, left: step, after: after})
 				c.memory, c.commitEvery = 1, 4

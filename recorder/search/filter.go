@@ -64,6 +64,13 @@ func (f *Filter) ended(x *Exchange) bool {
 	return f.Job == "" || x.Job != nil && (like(f.Job, x.Job.ID) || like(f.Job, x.Job.String()))
 }
 
+// Fits reports whether an exchange of which all is known fits.
+func (f *Filter) Fits(x *Exchange) bool { return f.begun(x) && f.ended(x) }
+
+// Content reports whether the filter asks for what is sealed, so that nobody
+// can say whether an exchange fits that cannot be read.
+func (f *Filter) Content() bool { return f.content() }
+
 func principal(want string, p *record.Principal) bool {
 	if p == nil {
 		return false

@@ -364,9 +364,15 @@ var ErrMemory = errors.New("too much was found to sort it in memory")
 
 // Run calls emit for the exchanges that fit, in order.
 func Run(ctx context.Context, c Config, q Query, emit func(*Exchange) error) (Stats, error) {
+	return Collect(q, func(emit func(*Exchange) error) (Stats, error) { return Scan(ctx, c, q.Filter, emit) }, emit)
+}
+
+// Collect does what [Run] does with what scan gives, in any order: the
+// exchanges that fit the query's filter.
+func Collect(q Query, scan func(emit func(*Exchange) error) (Stats, error), emit func(*Exchange) error) (Stats, error) {
 	if q.Order == Stored {
 		n := 0
-		stats, err := Scan(ctx, c, q.Filter, func(x *Exchange) error {
+		stats, err := scan(func(x *Exchange) error {
 			if err := emit(x); err != nil {
 				return err
 			}
@@ -381,7 +387,7 @@ func Run(ctx context.Context, c Config, q Query, emit func(*Exchange) error) (St
 		return stats, err
 	}
 	top := collector{limit: q.Limit, memory: cmp.Or(q.Memory, 256<<20)}
-	stats, err := Scan(ctx, c, q.Filter, top.add)
+	stats, err := scan(top.add)
 	if err != nil {
 		return stats, err
 	}

@@ -34,6 +34,7 @@ var rules = []struct {
 	{"recorder/ledger", []string{"recorder/record", "recorder/vault", "recorder/keyring", "recorder/sinklog", "recorder/witness"}, "evidence is verified with no gateway at hand"},
 	{"recorder/erasure", []string{"recorder/record", "recorder/vault", "recorder/ledger", "recorder/keyring", "recorder/retention"}, "what may be erased follows from the vault and its holds"},
 	{"recorder/search", []string{"recorder/record", "recorder/vault", "recorder/ledger", "recorder/keyring"}, "auditors read the vault"},
+	{"recorder/index", []string{"recorder/record", "recorder/vault", "recorder/vault/gcs", "recorder/ledger", "recorder/keyring", "recorder/search"}, "it is made of the vault's records alone, and rests apart"},
 	{"recorder/bundle", []string{"recorder/record", "recorder/vault", "recorder/ledger", "recorder/keyring", "recorder/search", "recorder/sinklog"}, "evidence is made from the vault, and verified without it"},
 	{"recorder/access", []string{"recorder/record", "recorder/ledger", "recorder/search", "recorder/bundle", "recorder/reconcile"}, "who a reader is, its caller proves"},
 	{"recorder/ownreads", []string{"recorder/record", "recorder/journal", "recorder/transport", "recorder/sink", "recorder/vault"}, "it writes a vault of its own, and reads none"},

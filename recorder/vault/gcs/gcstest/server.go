@@ -354,6 +354,14 @@ func (s *Server) classify(r *http.Request, body []byte) (call, bool) {
 	case what == "o" && r.Method == http.MethodDelete:
 		c.permissions, c.object, c.replaces = []string{"storage.objects.delete"}, unescape(object), true
 		c.do = func(w http.ResponseWriter) {
+			// The fake does not look at the condition.
+			if want := r.URL.Query().Get("ifGenerationMatch"); want != "" {
+				o, err := s.fake.GetObject(bucket, c.object)
+				if err == nil && strconv.FormatInt(o.Generation, 10) != want {
+					fail(w, http.StatusPreconditionFailed, "conditionNotMet", "At least one of the pre-conditions you specified did not hold.")
+					return
+				}
+			}
 			s.forward(w, r, body)
 			delete(s.created, bucket+"/"+c.object)
 		}
