@@ -20,7 +20,8 @@ func busy(exchanges int) *ledgertest.Vault {
 		x.Session, x.Subject = fmt.Sprintf("s%d", i/50), fmt.Sprintf("user-%d", i%97)
 		x.SQL = fmt.Sprintf("SELECT customer_id, SUM(amount) AS total, COUNT(*) AS n FROM `p1.sales.orders` WHERE day = DATE '2026-03-%02d' AND region IN ('r%d', 'r%d') GROUP BY customer_id ORDER BY total DESC LIMIT %d", i%28+1, i%13, i%7, i%1000)
 		x.Job = &record.Job{Project: "p1", Location: "US", ID: fmt.Sprintf("job_%08d", i)}
-		x.Response = []byte(`{"rows":[]}`)
+		x.Request, x.Upstream = fmt.Appendf(nil, `{"query":"... %d"}`, i), fmt.Appendf(nil, `{"query":"... %d","labels":{}}`, i)
+		x.Response = fmt.Appendf(nil, `{"rows":[],"n":%d}`, i)
 		g.Run(x)
 		if i%500 == 499 {
 			g.Cut()
