@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -415,6 +416,7 @@ func TestPending(t *testing.T) {
 		{"another gateway told", erasure.Clear{Gone: []string{"gw-2"}, Transport: new(time.Duration)}, at(0), []string{"not asked"}},
 		{"the transport keeps it", erasure.Clear{Gone: []string{"gw-1"}, Transport: &week}, at(week - time.Second), []string{"may be delivered again until"}},
 		{"the file with the key is there", erasure.Clear{Journals: journal(two.Epoch, map[string]uint64{two.Epoch: two.First}), Transport: &week}, at(week), []string{"holds a key's frame (epoch " + two.Epoch + "): it goes when its records have been shipped and the journal has gone on to the next file, or when the gateway restarts"}},
+		{"an index that fails", erasure.Clear{Gone: []string{"gw-1"}, Transport: &week, Indexes: []erasure.Index{&places{}, &places{err: errors.New("is away")}}}, at(week), []string{"index rows: what was erased may still be in it: is away"}},
 		{"an old epoch is there", erasure.Clear{Journals: journal("other", map[string]uint64{one.Epoch: 1, "other": 1}), Transport: &week}, at(week), []string{"epoch " + one.Epoch}},
 	} {
 		pending, err := erasure.Finish(t.Context(), v, v, x, tt.clear, erasure.Options{By: "dpo", Now: tt.now})
@@ -435,14 +437,31 @@ func TestPending(t *testing.T) {
 		}
 	}
 	// Later files of the same epoch do not hold the key's frame.
-	c := erasure.Clear{Journals: journal(two.Epoch, map[string]uint64{two.Epoch: two.First + 1}), Transport: &week}
+	index := &places{}
+	c := erasure.Clear{Journals: journal(two.Epoch, map[string]uint64{two.Epoch: two.First + 1}), Transport: &week, Indexes: []erasure.Index{index}}
 	if pending, err := erasure.Finish(t.Context(), v, v, x, c, erasure.Options{By: "dpo", Now: at(week)}); err != nil || len(pending) != 0 {
 		t.Errorf("pending %q, %v", pending, err)
 	}
-	if _, done, err := erasure.Read(t.Context(), v, x.ID); err != nil || done == nil || len(done.Checks) != 3 {
+	if _, done, err := erasure.Read(t.Context(), v, x.ID); err != nil || done == nil || len(done.Checks) != 4 || !strings.Contains(done.Checks[1], "index rows holds no row of it (7") {
 		t.Errorf("completion %+v, %v", done, err)
 	}
+	if !slices.Equal(index.keys, x.Keys) {
+		t.Errorf("purged %v", index.keys)
+	}
 }
+
+// places is an index.
+type places struct {
+	err  error
+	keys []vault.ErasedKey
+}
+
+func (p *places) Purge(_ context.Context, keys []vault.ErasedKey) (int64, error) {
+	p.keys = keys
+	return 7, p.err
+}
+
+func (p *places) String() string { return "rows" }
 
 // TestForged holds that what somebody else puts in the place of keys is found,
 // or told.
