@@ -7,19 +7,27 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"verbatim.dev/deploy/local/issuer"
+	"verbatim.dev/recorder/kms"
+	"verbatim.dev/recorder/kms/kmstest"
 	"verbatim.dev/recorder/record"
 )
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"extproc": func() {
+			if address := os.Getenv("TEST_KMS"); address != "" {
+				kmsOptions = kmstest.Options(address)
+			}
 			switch err := run(context.Background(), os.Args[1:], os.Stdout, os.Stderr); {
 			case err == nil, errors.Is(err, flag.ErrHelp):
 			default:
@@ -33,7 +41,50 @@ func TestMain(m *testing.M) {
 // TestScripts runs the binary as an operator does. Each script finds a
 // configuration that is in order, good.yaml, and tokens of a live issuer.
 func TestScripts(t *testing.T) {
-	testscript.Run(t, testscript.Params{Dir: "testdata/script", Setup: setup})
+	testscript.Run(t, testscript.Params{Dir: "testdata/script", Setup: setup, Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+		"kms": func(ts *testscript.TestScript, _ bool, args []string) { doubleKMS(t, ts, args) },
+		"waitgrep": func(ts *testscript.TestScript, _ bool, args []string) {
+			want := regexp.MustCompile(args[1])
+			for range 1000 {
+				if b, err := os.ReadFile(ts.MkAbs(args[0])); err == nil && want.Match(b) {
+					return
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+			ts.Fatalf("%s does not hold %q: %s", args[0], args[1], ts.ReadFile(args[0]))
+		},
+	}})
+}
+
+var doubles sync.Map // of Cloud KMS, by the script's folder
+
+// doubleKMS starts a double of Cloud KMS, with a configuration whose key is
+// there, kms.yaml, or makes it fail: kms fail FAULT METHOD TIMES.
+func doubleKMS(t *testing.T, ts *testscript.TestScript, args []string) {
+	if args[0] == "fail" {
+		s, _ := doubles.Load(ts.Getenv("WORK"))
+		n, err := strconv.Atoi(args[3])
+		ts.Check(err)
+		s.(*kmstest.Server).Fail(kmstest.Fault(args[1]), args[2], n)
+		return
+	}
+	s := kmstest.New(t)
+	doubles.Store(ts.Getenv("WORK"), s)
+	ts.Setenv("TEST_KMS", s.Address)
+	version, err := kms.ParseVersion(s.Key("gcpkms://projects/p/locations/l/keyRings/r/cryptoKeys/deployment", true) + "/cryptoKeyVersions/1")
+	ts.Check(err)
+	ref, err := kms.Find(t.Context(), kms.Config{Options: s.Options()}, "acme", version)
+	ts.Check(err)
+	other, err := record.NewTenant()
+	ts.Check(err)
+	public, err := record.MarshalTenant(other, false)
+	ts.Check(err)
+	for name, text := range map[string]string{
+		"deployment.key": ref.Text(), "other.pub.json": string(public),
+		"kms.yaml": strings.Replace(ts.ReadFile("good.yaml"), "sealing: {", "sealing: {key: deployment.key, ", 1),
+	} {
+		ts.Check(os.WriteFile(ts.MkAbs(name), []byte(text), 0o600))
+	}
 }
 
 func setup(e *testscript.Env) error {
