@@ -69,7 +69,7 @@ func (e *Error) Error() string {
 	if s, ok := status.FromError(e.Err); ok {
 		text = s.Code().String() + ": " + s.Message()
 	}
-	text = fmt.Sprintf("cloud kms: cannot %s with %s: %s", e.Doing, e.Name, line(text))
+	text = fmt.Sprintf("cloud kms: cannot %s with %s: %s", e.Doing, e.Name, strings.TrimSuffix(line(text), "."))
 	if e.Fix != "" {
 		text += "; " + e.Fix
 	}

@@ -220,8 +220,12 @@ var tests = map[string]func(t *testing.T){
 			t.Errorf("label %v", got)
 		}
 	},
-	"pubsub-setup": pubsubSetup,
-	"pubsub-carry": pubsubCarry,
+	"pubsub-setup":  pubsubSetup,
+	"pubsub-carry":  pubsubCarry,
+	"kms-sign":      kmsSign,
+	"kms-sign-size": kmsSignSize,
+	"kms-keyset":    kmsKeyset,
+	"kms-refusals":  kmsRefusals,
 	"labels-by-fields": func(t *testing.T) {
 		g := real(t)
 		id, loc := g.job(g.query(map[string]any{"query": "SELECT 1", "useLegacySql": false, "jobCreationMode": "JOB_CREATION_REQUIRED", "labels": map[string]string{"verbatim_owner": longLabel}}))
