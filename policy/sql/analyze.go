@@ -146,9 +146,6 @@ func (a *Analyzer) AnalyzeBody(ctx context.Context, b Body, text string, o Optio
 	}()
 	select {
 	case f := <-done:
-		if f.Problem != nil && f.Problem.Code == "timeout" {
-			return f
-		}
 		a.keep(key, f, len(text))
 		return f.share()
 	case <-ctx.Done():
@@ -206,7 +203,7 @@ func (a *Analyzer) cached(key [sha256.Size]byte) *Facts {
 
 func (a *Analyzer) keep(key [sha256.Size]byte, f *Facts, size int) {
 	size += 512
-	if a.cfg.CacheEntries < 0 || size > a.cfg.CacheBytes {
+	if a.cfg.CacheEntries < 0 || size > a.cfg.CacheBytes || f.Problem != nil && f.Problem.Code == "timeout" {
 		return
 	}
 	a.mu.Lock()

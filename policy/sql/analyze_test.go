@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/sqlc-dev/zetajones/parser"
 )
 
 func TestCache(t *testing.T) {
@@ -48,6 +50,38 @@ func TestCache(t *testing.T) {
 	a.Analyze(context.Background(), "SELECT '"+strings.Repeat("x", 3000)+"'", o)
 	if len(a.kept) != 3 {
 		t.Errorf("what is larger than the cache drove others out: %d kept", len(a.kept))
+	}
+}
+
+func TestNoTimeoutKept(t *testing.T) {
+	a := New(Config{})
+	a.keep([32]byte{1}, &Facts{Problem: &Problem{Code: "timeout"}}, 1)
+	a.keep([32]byte{2}, &Facts{Problem: &Problem{Code: "syntax"}}, 1)
+	if len(a.kept) != 1 {
+		t.Errorf("%d kept, want the syntax problem alone", len(a.kept))
+	}
+}
+
+// TestAccount holds that a tree which was not walked whole is a Problem.
+func TestAccount(t *testing.T) {
+	for _, text := range []string{"SELECT 1", "SELECT f(1)", "SELECT 1 FROM t", "SELECT 1 FROM f()", "SELECT * FROM f(TABLE t)", "SELECT * FROM f(MODEL m)"} {
+		script, err := parser.ParseScriptWithOptions(text, features)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := newWalker(text, func() error { return nil })
+		w.r = &rewritten{text: text}
+		w.env = &env{project: "p", dataset: "d", tables: map[string]bool{}, routines: map[string]bool{}}
+		if p := w.guarded(func() { w.list(script.Statements.Statements); w.settle(script) }); p != nil {
+			t.Errorf("%s: %+v", text, *p)
+		}
+		for _, n := range []*int{&w.seen.queries, &w.seen.tables, &w.seen.tvfs, &w.seen.calls, &w.seen.clauses, &w.seen.models} {
+			*n--
+			if p := w.guarded(func() { w.settle(script) }); p == nil || p.Code != "unsupported" {
+				t.Errorf("%s: one too few is no problem", text)
+			}
+			*n++
+		}
 	}
 }
 

@@ -57,7 +57,7 @@ func checkBytes(text string, limit int) *Problem {
 			return problemAt(text, i, "not_utf8", "the text is not UTF-8")
 		}
 		switch {
-		case r == 0x85, r == 0x2028, r == 0x2029, r >= 0x80 && r < 0xa0:
+		case r == 0x2028, r == 0x2029, r >= 0x80 && r < 0xa0:
 			// Line ends to some readers, nothing to others.
 			return problemAt(text, i, "control_character", fmt.Sprintf("a control character (U+%04X) stands in the text", r))
 		case r >= 0x202a && r <= 0x202e, r >= 0x2066 && r <= 0x2069, r == 0x200e, r == 0x200f, r == 0x061c:

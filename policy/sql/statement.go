@@ -380,9 +380,17 @@ func (w *walker) target(n ast.Node) (s *scan, name string, certain bool) {
 // targetScope returns what the expressions of an UPDATE, DELETE or MERGE see of
 // its target, which they read as well.
 func (w *walker) targetScope(s *scan, alias *ast.Alias, name string, certain bool) *scope {
-	r := &scan{Table: s.Table}
-	r.AllColumns = false
-	w.read(r)
+	again := func(s *scan) *scan {
+		r := &scan{Table: s.Table}
+		r.AllColumns = false
+		return w.read(r)
+	}
+	var twin *scan
+	if s.twin != nil {
+		twin = again(s.twin)
+	}
+	r := again(s)
+	r.twin = twin
 	b := binding{scan: r, alias: name, weak: !certain}
 	if alias != nil {
 		b.alias, b.weak = strings.ToLower(w.ident(alias.Identifier)), false
