@@ -166,7 +166,7 @@ func chainRounds(t testing.TB) int {
 // crash makes of the same topic.
 func TestKilledChain(t *testing.T) {
 	rounds := chainRounds(t)
-	address, expire := remoteCloud(t, mirrorName)
+	address, expire, mirror := remoteCloud(t, "slow")
 	dir := t.TempDir()
 	tenant := writeTenant(t, dir)
 	logKey, err := witness.NewKey("verbatim.dev/log/chain", nil)
@@ -265,7 +265,7 @@ func TestKilledChain(t *testing.T) {
 	if err := j.Finish(t.Context(), "test"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the vault holds the journal", func() bool { s := j.Stats(); return s.Acked == s.Last && s.Epochs <= 1 })
+	patiently(t, "the vault holds the journal", func() bool { s := j.Stats(); return s.Acked == s.Last && s.Epochs <= 1 })
 	stopShip()
 	gate.Close()
 	if err := j.Close(t.Context(), "test"); err != nil {
@@ -280,7 +280,7 @@ func TestKilledChain(t *testing.T) {
 	defer v.Close()
 	o := options()
 	o.Receipts = receipts
-	eventually(t, "lost tails are salvaged", func() bool {
+	patiently(t, "lost tails are salvaged", func() bool {
 		if r = verified(t, v, o); r.Sound && r.Log != nil && r.Log.Unlogged == 0 {
 			return true
 		}
@@ -315,6 +315,7 @@ func TestKilledChain(t *testing.T) {
 		t.Errorf("%d exchanges are found, verify counts %d", len(found), r.Exchanges.Total)
 	}
 
+	mirror()
 	tails := map[string]bool{}
 	for _, l := range r.LostTails {
 		tails[l.Epoch] = true
@@ -452,4 +453,14 @@ func mirrored(t testing.TB, address string) vault.Vault {
 		t.Errorf("the mirror alarms: %+v", s.Stats())
 	}
 	return v
+}
+
+// patiently waits for what takes its time after hundreds of rounds.
+func patiently(t testing.TB, what string, f func() bool) {
+	t.Helper()
+	for end := time.Now().Add(5 * time.Minute); !f(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("never: %s", what)
+		}
+	}
 }

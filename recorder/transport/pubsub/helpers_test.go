@@ -268,6 +268,29 @@ func (c *cloud) release(ctx context.Context) error {
 	return err
 }
 
+// mirror publishes all that the topic ever had on another one, for who comes
+// later.
+func (c *cloud) mirror(ctx context.Context) error {
+	const mirrorTopic = "projects/p/topics/mirror"
+	if _, err := c.GServer.CreateTopic(ctx, &pubsubpb.Topic{Name: mirrorTopic}); err != nil {
+		return err
+	}
+	_, err := c.GServer.CreateSubscription(ctx, &pubsubpb.Subscription{Name: mirrorName, Topic: mirrorTopic, AckDeadlineSeconds: 10, ExpirationPolicy: &pubsubpb.ExpirationPolicy{}})
+	if err != nil {
+		return err
+	}
+	for _, m := range c.Messages() {
+		if m.Topic != topic || m.Attributes["type"] != typeFrames {
+			continue
+		}
+		_, err := c.GServer.Publish(ctx, &pubsubpb.PublishRequest{Topic: mirrorTopic, Messages: []*pubsubpb.PubsubMessage{{Data: m.Data, Attributes: m.Attributes}}})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (c *cloud) options(x *chaos) []option.ClientOption { return optionsFor(c.Addr, x) }
 
 func optionsFor(address string, x *chaos) []option.ClientOption {

@@ -14,9 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"cloud.google.com/go/pubsub/v2/apiv1/pubsubpb"
-	"google.golang.org/protobuf/types/known/durationpb"
-
 	"verbatim.dev/recorder/record"
 	"verbatim.dev/recorder/sink"
 	"verbatim.dev/recorder/transport"
@@ -68,27 +65,25 @@ func childSink(ctx context.Context, address, dir string) error {
 
 // childCloud is the fake of Pub/Sub, in a process of its own: it has data races
 // with itself when leases run out. It prints its address; a line that it reads
-// lets all leases run out.
-func childCloud(ctx context.Context, _, mirror string) error {
+// lets all leases run out, or copies the topic.
+func childCloud(ctx context.Context, _, clock string) error {
 	c, err := startCloud(100_000)
 	if err != nil {
 		return err
 	}
-	if mirror != "-" { // a second subscription, for who comes later
+	if clock == "slow" {
 		// The fake drops what it has not given out for 10 minutes, which Pub/Sub
 		// does not: its clock hardly goes. Leases end by release.
 		began := time.Now()
 		c.SetTimeNowFunc(func() time.Time { return began.Add(time.Since(began) / 100) })
-		_, err := c.GServer.CreateSubscription(ctx, &pubsubpb.Subscription{
-			Name: mirror, Topic: topic, AckDeadlineSeconds: 10, ExpirationPolicy: &pubsubpb.ExpirationPolicy{}, MessageRetentionDuration: durationpb.New(24 * time.Hour),
-		})
-		if err != nil {
-			return err
-		}
 	}
 	fmt.Println(c.Addr)
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
-		if err := c.release(ctx); err != nil {
+		do := c.release
+		if lines.Text() == "mirror" {
+			do = c.mirror
+		}
+		if err := do(ctx); err != nil {
 			return err
 		}
 		fmt.Println("expired")
@@ -97,10 +92,10 @@ func childCloud(ctx context.Context, _, mirror string) error {
 }
 
 // remoteCloud starts a childCloud.
-func remoteCloud(t *testing.T, mirror string) (address string, expire func()) {
+func remoteCloud(t *testing.T, clock string) (address string, expire, mirror func()) {
 	t.Helper()
 	p := exec.Command(os.Args[0])
-	p.Env = append(os.Environ(), childEnv+"=cloud - "+mirror, "GORACE=exitcode=0")
+	p.Env = append(os.Environ(), childEnv+"=cloud - "+clock, "GORACE=exitcode=0")
 	in, err := p.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -117,12 +112,13 @@ func remoteCloud(t *testing.T, mirror string) (address string, expire func()) {
 	if !lines.Scan() {
 		t.Fatal("the cloud does not start")
 	}
-	return lines.Text(), func() {
+	say := func(what string) {
 		t.Helper()
-		if _, err := fmt.Fprintln(in); err != nil || !lines.Scan() {
+		if _, err := fmt.Fprintln(in, what); err != nil || !lines.Scan() {
 			t.Fatal("the cloud has died", err)
 		}
 	}
+	return lines.Text(), func() { t.Helper(); say("expire") }, func() { t.Helper(); say("mirror") }
 }
 
 // killScripts are the journal of a gateway that is killed.
@@ -236,7 +232,7 @@ func TestKilled(t *testing.T) {
 	const rounds = 30
 	all := items(t, killScripts...)
 	want := undisturbed(t, all)
-	address, expire := remoteCloud(t, "-")
+	address, expire, _ := remoteCloud(t, "-")
 	dir := t.TempDir()
 	writeFrames(t, dir, all)
 	check := func() int {
