@@ -134,3 +134,39 @@ func (c *verifier) missedTail(e *epoch) {
 	here := place{name: Name{Segment: segmentOf(e.gateway, e.id), Path: s.path}, seq: s.end.Last}
 	c.find(SegmentMissing, here, "records %d to %d are missing: the note says that they were salvaged", e.next, s.end.Last)
 }
+
+// prior is the segment before, with what its records say of their retention.
+type prior struct {
+	own, first, last uint64 // own is its first record; first is that of the gateway's span
+	span             record.Retained
+	until            record.Latest // before first, with told
+	told             bool
+}
+
+// goesOn takes the segment before into the span where the sink, not the gateway,
+// cut there: the gateway's checkpoints go on counting from its own cut.
+func (c *verifier) goesOn(e *epoch, s *record.Statement, span *record.Retained, begun *prior) error {
+	p := e.prior
+	if from, _ := s.Span(); p.own == 0 || from != p.first || p.last+1 != begun.own || begun.first != begun.own {
+		return nil
+	}
+	name := vault.SalvageName(e.gateway, e.id, vault.SalvageCut, p.own)
+	r, err := c.vault.Open(c.ctx, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	b, err := io.ReadAll(io.LimitReader(r, vault.MaxSalvage+1))
+	if err = errors.Join(err, r.Close()); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if n, err := vault.ParseSalvage(name, b); err != nil || n.Last != p.last {
+		return nil //nolint:nilerr // readSalvage says so
+	}
+	span.Merge(&p.span)
+	begun.first, begun.until, begun.told = p.first, p.until, p.told
+	e.until, e.told = p.until, p.told
+	return nil
+}

@@ -211,3 +211,64 @@ func TestEpochAwaited(t *testing.T) {
 		})
 	}
 }
+
+// A gateway that was thought lost goes on: its checkpoints count records from its
+// own cut, which the sink's cuts do not move. Where no note says that the sink
+// cut there, the segment begins where it must not.
+func TestSalvagedGoesOn(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		drop string // which note
+		code ledger.Code
+	}{
+		{name: "as it comes"},
+		{name: "without the note of the first cut", drop: "00000000000000000003.cut.json", code: ledger.ExpiryWrong},
+		{name: "without the note of the second cut", drop: "00000000000000000005.cut.json", code: ledger.ExpiryWrong},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			v := ledgertest.New()
+			tenant, err := record.NewTenant()
+			if err != nil {
+				t.Fatal(err)
+			}
+			public, err := tenant.Public()
+			if err != nil {
+				t.Fatal(err)
+			}
+			g := ledgertest.NewGateway(v, "gw-1", public)
+			exchange := func(class string) {
+				id := g.Append(record.Draft{Kind: record.KindIntent, Session: "s", Class: class, Body: []byte("{}")})
+				g.Append(record.Draft{Kind: record.KindOutcome, Session: "s", Class: class, Exchange: id.Sequence, Body: []byte("{}")})
+			}
+			g.Begin()
+			g.Append(record.Draft{Kind: record.KindHeartbeat, Body: []byte("{}")})
+			g.Cut()
+			exchange("standard")
+			g.Salvage()
+			exchange("long")
+			g.Salvage()
+			exchange("standard")
+			exchange("short")
+			g.Cut()
+			exchange("standard")
+			g.Close()
+			if c.drop != "" {
+				name := vault.SalvageFolder("gw-1", g.Epoch) + c.drop
+				if v.Files[name] == nil {
+					t.Fatalf("no %s in %q", name, v.Names(vault.SalvagePrefix))
+				}
+				delete(v.Files, name)
+			}
+			r, err := ledger.Verify(t.Context(), v, ledger.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.code == "" && (!r.Sound || r.Verdict != ledger.Complete) {
+				t.Errorf("%v", r.Findings)
+			}
+			if c.code != "" && (r.Sound || r.Findings[0].Code != c.code) {
+				t.Errorf("want %s, got %v", c.code, r.Findings)
+			}
+		})
+	}
+}

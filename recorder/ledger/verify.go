@@ -225,6 +225,7 @@ type epoch struct {
 	until  record.Latest
 	told   bool
 	untold bool // a checkpoint did not say when records expire
+	prior  prior
 	noted  bool // that nobody signed when records expired was said
 	ended  bool // notes of what follows the end were read
 	// verifier is the epoch's key, nil until the open record is read.
@@ -459,6 +460,7 @@ func (c *verifier) frames(e *epoch, n Name, s *Segment) (bool, error) {
 		span      record.Retained
 		gone      *record.Frame // the first absence that has expired
 		counted   = true        // what checkpoints state of the retention fits
+		begun     = prior{own: n.First, first: n.First, last: n.Last, until: e.until, told: e.told}
 	)
 	s.OnPart = func(path string, err error, f *record.Frame) {
 		e.gone = true
@@ -518,6 +520,11 @@ func (c *verifier) frames(e *epoch, n Name, s *Segment) (bool, error) {
 				c.find(ChainWrong, here, "the checkpoint has fields set that a checkpoint does not have, and no digest covers them")
 			}
 			c.checkpoint(e, &f, s, here)
+			if counted && s.Retained != nil && !slices.Equal(s.Retained.Classes, span.Classes) {
+				if err := c.goesOn(e, &s, &span, &begun); err != nil {
+					return false, err
+				}
+			}
 			counted = counted && c.retained(e, &s, &span, here)
 			// The record's time, which the chain covers, not the checkpoint's.
 			confirmed, e.complete = f.Sequence, e.time
@@ -529,6 +536,8 @@ func (c *verifier) frames(e *epoch, n Name, s *Segment) (bool, error) {
 				if e.told = counted && s.Retained != nil; e.told {
 					e.until = s.Retained.Latest()
 				}
+				begun.span = span
+				e.prior = begun
 			}
 		case !f.Kind.Leaf() && f.Kind != vault.KindAbsent:
 			c.find(KindWrong, here, "a %s frame lies in a segment", f.Kind)

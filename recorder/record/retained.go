@@ -124,6 +124,19 @@ func (r *Retained) Add(class string, expiry time.Time) {
 	c.Expiry.Add(expiry)
 }
 
+// Merge adds the records of another span. Before stays.
+func (r *Retained) Merge(o *Retained) {
+	for _, c := range o.Classes {
+		i, ok := slices.BinarySearchFunc(r.Classes, c.Class, func(c ClassRetained, name string) int { return strings.Compare(c.Class, name) })
+		if !ok {
+			r.Classes = slices.Insert(r.Classes, i, c)
+			continue
+		}
+		r.Classes[i].Records += c.Records
+		r.Classes[i].Expiry.Merge(c.Expiry)
+	}
+}
+
 // Cut begins another span.
 func (r *Retained) Cut() { *r = Retained{Before: r.Latest(), Classes: r.Classes[:0]} }
 

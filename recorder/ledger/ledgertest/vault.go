@@ -336,6 +336,18 @@ func (g *Gateway) Lose(drop bool) {
 	}
 }
 
+// Salvage has the sink cut where the gateway has not, as if it were lost. The
+// gateway does not know, and goes on.
+func (g *Gateway) Salvage() {
+	first, retained := g.first, g.retained.Clone()
+	last := g.segment[len(g.segment)-1]
+	g.cut(must(record.Recut(&last)))
+	g.retained = *retained
+	n := vault.Salvage{Version: 1, Kind: vault.SalvageCut, Gateway: g.Name, Epoch: g.Epoch.String(), First: first, Last: g.first - 1, Head: vault.Hex(g.from)}
+	g.Vault.Files[must(n.Name())] = must(n.Marshal())
+	g.Salvaged(g.Epoch, n.Last, g.from)
+}
+
 // Salvaged puts a note into the vault that says where a lost epoch ends.
 func (g *Gateway) Salvaged(e record.Epoch, last uint64, head record.ChainHead) {
 	n := vault.Salvage{Version: 1, Kind: vault.SalvageEnd, Gateway: g.Name, Epoch: e.String(), Last: last, Head: vault.Hex(head)}
