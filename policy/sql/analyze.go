@@ -161,32 +161,27 @@ func (f *Facts) share() *Facts {
 	return &c
 }
 
+// keyBuffers hold what a key is the digest of.
+var keyBuffers = sync.Pool{New: func() any { return new([]byte) }}
+
 func cacheKey(b Body, text string, o Options) [sha256.Size]byte {
-	h := sha256.New()
-	var n [8]byte
-	put := func(s string) {
-		binary.BigEndian.PutUint64(n[:], uint64(len(s)))
-		h.Write(n[:])
-		h.Write([]byte(s))
+	pooled := keyBuffers.Get().(*[]byte)
+	buf := append((*pooled)[:0], byte(b.Kind))
+	put := func(s string) { // with its length, so that no two lists of texts are the same bytes
+		buf = append(binary.BigEndian.AppendUint64(buf, uint64(len(s))), s...)
 	}
-	lists := func(l []string) {
-		binary.BigEndian.PutUint64(n[:], uint64(len(l)))
-		h.Write(n[:])
+	for _, s := range []string{text, o.Project, o.DatasetProject, o.Dataset} {
+		put(s)
+	}
+	for _, l := range [][]string{o.Temporary, b.Arguments, b.TableArguments} {
+		buf = binary.BigEndian.AppendUint64(buf, uint64(len(l)))
 		for _, s := range l {
 			put(s)
 		}
 	}
-	n[0] = byte(b.Kind)
-	h.Write(n[:1])
-	put(text)
-	put(o.Project)
-	put(o.DatasetProject)
-	put(o.Dataset)
-	lists(o.Temporary)
-	lists(b.Arguments)
-	lists(b.TableArguments)
-	var key [sha256.Size]byte
-	h.Sum(key[:0])
+	key := sha256.Sum256(buf)
+	*pooled = buf
+	keyBuffers.Put(pooled)
 	return key
 }
 
