@@ -299,7 +299,7 @@ func (w *walker) run(limit int, kind BodyKind) (p *Problem) {
 		return p
 	}
 	if legacyPrefix(w.text) {
-		return &Problem{Code: "legacy", Message: "a line begins with #legacySQL or #standardSQL, which chooses the dialect: leave it out and write GoogleSQL", Line: 1, Column: 1}
+		return &Problem{Code: "legacy", Message: "a line begins with #legacySQL, which chooses another dialect: leave it out and write GoogleSQL", Line: 1, Column: 1}
 	}
 	toks, p := lex(w.text)
 	if p != nil {

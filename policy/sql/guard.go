@@ -69,25 +69,22 @@ func checkBytes(text string, limit int) *Problem {
 	return nil
 }
 
-// legacyPrefix reports whether a text's first line sets the dialect, which
-// BigQuery reads although it is a comment.
+// legacyPrefix reports whether a line chooses legacy SQL, which BigQuery reads
+// although it is a comment. #standardSQL chooses what is read here anyway.
 func legacyPrefix(text string) bool {
 	t := strings.ToLower(text)
-	for _, p := range []string{"#legacysql", "#standardsql"} {
-		// Anywhere: whether BigQuery looks at the first line only is not documented.
-		for i := 0; ; {
-			j := strings.Index(t[i:], p)
-			if j < 0 {
-				break
-			}
-			i += j
-			if lineStart := strings.LastIndexByte(t[:i], '\n') + 1; strings.TrimSpace(t[lineStart:i]) == "" {
-				return true
-			}
-			i += len(p)
+	const prefix = "#legacysql"
+	// Anywhere: whether BigQuery looks at the first line only is not documented.
+	for i := 0; ; i += len(prefix) {
+		j := strings.Index(t[i:], prefix)
+		if j < 0 {
+			return false
+		}
+		i += j
+		if lineStart := strings.LastIndexByte(t[:i], '\n') + 1; strings.TrimSpace(t[lineStart:i]) == "" {
+			return true
 		}
 	}
-	return false
 }
 
 // lex returns the tokens of a text.

@@ -31,7 +31,7 @@ var rules = []struct {
 	{"recorder/keyring", []string{"recorder/record", "recorder/vault"}, "keys come from the vault and the tenant"},
 	{"recorder/witness", nil, "another team runs it, and it sees no record"},
 	{"recorder/sinklog", []string{"recorder/record", "recorder/vault", "recorder/witness"}, "it is about what the vault holds, whoever wrote it"},
-	{"recorder/ledger", []string{"recorder/record", "recorder/vault", "recorder/keyring", "recorder/sinklog", "recorder/witness"}, "evidence is verified with no gateway at hand"},
+	{"recorder/ledger", []string{"recorder/record", "recorder/vault", "recorder/keyring", "recorder/retention", "recorder/sinklog", "recorder/witness"}, "evidence is verified with no gateway at hand"},
 	{"recorder/erasure", []string{"recorder/record", "recorder/vault", "recorder/ledger", "recorder/keyring", "recorder/retention"}, "what may be erased follows from the vault and its holds"},
 	{"recorder/search", []string{"recorder/record", "recorder/vault", "recorder/ledger", "recorder/keyring"}, "auditors read the vault"},
 	{"recorder/index", []string{"recorder/record", "recorder/vault", "recorder/vault/gcs", "recorder/ledger", "recorder/keyring", "recorder/search"}, "it is made of the vault's records alone, and rests apart"},
