@@ -211,19 +211,15 @@ func (g *gateway) revoke(ctx context.Context, s *server.Server) error {
 }
 
 // follow reads everything again that may change while the gateway runs,
-// whenever one of the configuration's files changes, until ctx ends.
-func (g *gateway) follow(ctx context.Context, path string, s *server.Server) {
-	for ctx.Err() == nil {
+// whenever one of the configuration's files is other than it was seen, until ctx
+// ends.
+func (g *gateway) follow(ctx context.Context, path string, seen config.Seen, s *server.Server) {
+	files := func() []string {
 		g.mu.Lock()
-		files := g.cfg.Files()
-		g.mu.Unlock()
-		watch, stop := context.WithCancel(ctx)
-		<-config.Watch(watch, files, poll, func([]string) {
-			g.reload(ctx, path, s)
-			stop() // other files may be named now
-		})
-		stop()
+		defer g.mu.Unlock()
+		return g.cfg.Files()
 	}
+	seen.Follow(ctx, poll, files, func([]string) { g.reload(ctx, path, s) })
 }
 
 func (g *gateway) reload(ctx context.Context, path string, s *server.Server) {

@@ -66,10 +66,12 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return fmt.Errorf("%w: --log-level %q: want debug, info, warn or error", errUsage, *level)
 	}
 	log := slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: l}))
+	seen := config.Look(*path)
 	cfg, err := config.Load(*path)
 	if err != nil {
 		return err
 	}
+	seen.Add(cfg.Files()...) // before they are read: what changes from here on is read again
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(cfg.Limits.Memory().Bytes())
 	}
@@ -148,7 +150,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	healthpb.RegisterHealthServer(gs, hs)
 	hs.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
 
-	work.Go(func() { g.follow(background, *path, srv) })
+	work.Go(func() { g.follow(background, *path, seen, srv) })
 	if cfg.Metrics.Address != "" {
 		stop, err := stats(cfg.Metrics.Address, cfg.Gateway, j, srv, log)
 		if err != nil {

@@ -53,6 +53,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("VERBATIM_HOME", filepath.Join(e.WorkDir, "home"))
 			e.Setenv("SAMPLE", logSample)
+			e.Setenv("XDG_CONFIG_HOME", filepath.Join(e.WorkDir, "config"))
 			e.Setenv("HOME", filepath.Join(e.WorkDir, "user")) // else scripts share one
 			// Below the ports that connections get, so that it stays free.
 			for {

@@ -303,16 +303,12 @@ func (d *door) close() {
 // follow reads issuers and roles again whenever the configuration changes,
 // until ctx ends.
 func (d *door) follow(ctx context.Context, path string) {
-	for ctx.Err() == nil {
-		watch, stop := context.WithCancel(ctx)
-		<-config.Watch(watch, d.now.c.files(path), reloadPoll, func([]string) {
-			if err := d.reload(ctx, path); err != nil {
-				d.log.Error("configuration not loaded, who may read stays as it was", "error", err)
-			}
-			stop() // other files may be named now
-		})
-		stop()
-	}
+	files := func() []string { return d.now.c.files(path) }
+	config.Look(files()...).Follow(ctx, reloadPoll, files, func([]string) {
+		if err := d.reload(ctx, path); err != nil {
+			d.log.Error("configuration not loaded, who may read stays as it was", "error", err)
+		}
+	})
 }
 
 // reload is called by one goroutine.

@@ -20,45 +20,72 @@ const (
 	settled = 2 * time.Second
 )
 
-// Watch looks at paths every poll and calls change with those whose content is
-// another than it was, or that came or went. What they are compared with at first
-// is how they are when Watch is called. A folder counts as all the files in it,
-// at any depth; links are followed, so that the swap of a mounted ConfigMap is
-// seen. A touch that leaves the content alone is none.
-//
-// It polls: that works on every file system. change runs on Watch's goroutine,
-// and nothing is looked at meanwhile. It may find a file half-written: it has to
-// keep what it has then, and is called again when the rest is there. The goroutine
-// ends with ctx; the channel returned is closed when it has.
-func Watch(ctx context.Context, paths []string, poll time.Duration, change func(changed []string)) <-chan struct{} {
-	seen := make(map[string]*fingerprint, len(paths))
+// Seen is how files were when they were looked at. One goroutine uses it.
+type Seen map[string]*fingerprint
+
+// Look looks at paths. What is read of them afterwards is as old as that or newer,
+// so that [Seen.Follow] misses no change of it.
+func Look(paths ...string) Seen {
+	s := Seen{}
+	s.Add(paths...)
+	return s
+}
+
+// Add looks at those of the paths that are not known yet.
+func (s Seen) Add(paths ...string) {
 	for _, p := range paths {
-		seen[p] = look(p, nil)
+		if s[p] == nil {
+			s[p] = look(p, nil)
+		}
 	}
+}
+
+// Follow looks at paths every poll until ctx ends, and calls change with those
+// whose content is another than it was, or that came or went. What a path that
+// was not looked at before is compared with is how it is when it is first there.
+// A folder counts as all the files in it, at any depth; links are followed, so
+// that the swap of a mounted ConfigMap is seen. A touch that leaves the content
+// alone is none.
+//
+// It polls: that works on every file system. Nothing is looked at while change
+// runs; what changes meanwhile is seen at the next look. It may find a file
+// half-written: it has to keep what it has then, and is called again when the
+// rest is there.
+func (s Seen) Follow(ctx context.Context, poll time.Duration, paths func() []string, change func(changed []string)) {
+	s.Add(paths()...)
+	tick := time.NewTicker(poll)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		var changed []string
+		for _, p := range paths() {
+			before := s[p]
+			now := look(p, before)
+			if now.content != before.content {
+				changed = append(changed, p)
+			}
+			s[p] = now
+		}
+		if len(changed) > 0 && ctx.Err() == nil {
+			change(changed)
+			s.Add(paths()...) // others may be named now
+		}
+	}
+}
+
+// Watch is Follow on a goroutine of its own, over paths that stay. What they are
+// compared with at first is how they are when Watch is called. The goroutine ends
+// with ctx; the channel returned is closed when it has.
+func Watch(ctx context.Context, paths []string, poll time.Duration, change func(changed []string)) <-chan struct{} {
+	seen := Look(paths...)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		tick := time.NewTicker(poll)
-		defer tick.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-tick.C:
-			}
-			var changed []string
-			for _, p := range paths {
-				before := seen[p]
-				now := look(p, before)
-				if now.content != before.content {
-					changed = append(changed, p)
-				}
-				seen[p] = now
-			}
-			if len(changed) > 0 && ctx.Err() == nil {
-				change(changed)
-			}
-		}
+		seen.Follow(ctx, poll, func() []string { return paths }, change)
 	}()
 	return done
 }

@@ -199,3 +199,40 @@ func TestLookReadsOnlyWhatChanged(t *testing.T) {
 		t.Error("it was read although size, time and inode were the same")
 	}
 }
+
+// TestFollowMissesNothing changes a file before the following begins, and another
+// while a change is taken.
+func TestFollowMissesNothing(t *testing.T) {
+	dir := t.TempDir()
+	a, b, c := filepath.Join(dir, "a"), filepath.Join(dir, "b"), filepath.Join(dir, "c")
+	for _, f := range []string{a, b, c} {
+		put(t, f, "1")
+	}
+	seen := Look(a, b)
+	put(t, a, "2")
+	calls := make(chan []string, 64)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	n := 0
+	paths := []string{a, b}
+	go func() {
+		defer close(done)
+		seen.Follow(ctx, 2*time.Millisecond, func() []string { return paths }, func(changed []string) {
+			switch n++; n {
+			case 1:
+				put(t, b, "2")
+			case 2:
+				paths = []string{a, b, c} // named from now on
+			}
+			calls <- changed
+		})
+	}()
+	w := &watched{t, calls}
+	w.expect(a)
+	w.expect(b)
+	w.quiet()
+	put(t, c, "2")
+	w.expect(c)
+	cancel()
+	<-done
+}
