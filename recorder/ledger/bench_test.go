@@ -3,6 +3,8 @@ package ledger_test
 import (
 	"crypto/sha256"
 	"fmt"
+	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -37,6 +39,13 @@ func BenchmarkVerify(b *testing.B) {
 			g.Close()
 			o := ledger.Options{Trust: trust(b, deploymentKey), Now: clock(ledgertest.Start.Add(time.Hour))}
 			var records int64
+			// Memory is bounded by the readers, not by the vault.
+			var peak atomic.Uint64
+			o.Progress = func(ledger.Progress) {
+				var m runtime.MemStats
+				runtime.ReadMemStats(&m)
+				peak.Store(max(peak.Load(), m.HeapInuse))
+			}
 			for b.Loop() {
 				r, err := ledger.Verify(b.Context(), v, o)
 				if err != nil || !r.Sound {
@@ -45,6 +54,7 @@ func BenchmarkVerify(b *testing.B) {
 				b.SetBytes(r.Bytes)
 				records += r.Records
 			}
+			b.ReportMetric(float64(peak.Load())/(1<<20), "heap-MB")
 			b.ReportMetric(float64(records)/b.Elapsed().Seconds(), "records/s")
 		})
 	}

@@ -222,14 +222,11 @@ type bound struct {
 
 // ahead reads what the segment says of the records before it, in its first
 // checkpoint.
-func (c *verifier) ahead(e *epoch, n Name, s *Segment) (b bound, err error) {
-	if s == nil {
-		return b, nil
-	}
+func (c *verifier) ahead(e *epoch, n Name) (b bound, err error) {
 	if err := c.key(e); err != nil {
 		return b, err
 	}
-	other, err := OpenSegment(c.ctx, c.vault, s.path)
+	other, err := OpenSegment(c.ctx, c.vault, n.Path)
 	if err != nil {
 		return b, nil //nolint:nilerr // reading the segment itself will say so
 	}

@@ -335,9 +335,21 @@ func (c *verifier) silence(e *epoch, f *record.Frame, at place) {
 	}
 }
 
-// signatures checks checkpoints' signatures beside the reading.
+// signatureBatch is how many signatures are checked together.
+const signatureBatch = 64
+
+// flush hands over the signatures that wait.
+func (c *verifier) flush() {
+	if len(c.batch) > 0 {
+		c.signatures.work <- c.batch
+		c.batch = nil
+	}
+}
+
+// signatures checks checkpoints' signatures beside the reading: many together,
+// and where one of them is wrong each alone.
 type signatures struct {
-	work chan signature
+	work chan []signature // each of one epoch
 	done sync.WaitGroup
 
 	mu    sync.Mutex
@@ -348,8 +360,8 @@ type signatures struct {
 
 type signature struct {
 	body     []byte
-	verifier note.Verifier
-	finding  Finding // if it is wrong
+	verifier *record.Verifier
+	at       place
 	order    int64
 }
 
@@ -360,21 +372,33 @@ type ordered struct {
 }
 
 // newSignatures starts workers, which close ends.
-func newSignatures(most int) *signatures {
-	s := &signatures{work: make(chan signature, 1024), wrong: map[string]ordered{}, most: most}
+func newSignatures(most int, finding func(Code, place, string, ...any) Finding) *signatures {
+	s := &signatures{work: make(chan []signature, 16), wrong: map[string]ordered{}, most: most}
 	for range runtime.GOMAXPROCS(0) {
 		s.done.Go(func() {
-			for w := range s.work {
-				_, err := note.Open(w.body, note.VerifierList(w.verifier))
-				if err == nil {
-					continue
-				}
-				w.finding.Message = fmt.Sprintf("the checkpoint is not signed with the epoch's key, which its first record names: %v", err)
-				s.keep(ordered{w.finding, w.order})
+			for batch := range s.work {
+				s.check(batch, finding)
 			}
 		})
 	}
 	return s
+}
+
+func (s *signatures) check(batch []signature, finding func(Code, place, string, ...any) Finding) {
+	bodies := make([][]byte, len(batch))
+	for i := range batch {
+		bodies[i] = batch[i].body
+	}
+	if batch[0].verifier.VerifyAll(bodies) {
+		return
+	}
+	for i := range batch {
+		w := &batch[i]
+		_, err := record.Verify(&record.Frame{Kind: record.KindCheckpoint, Sequence: w.at.seq, Body: w.body}, w.verifier)
+		if err != nil {
+			s.keep(ordered{finding(SignatureWrong, w.at, "the checkpoint is not signed with the epoch's key, which its first record names: %v", err), w.order})
+		}
+	}
 }
 
 // keep keeps the first finding of each segment: all that follows it there is
@@ -436,7 +460,13 @@ func (c *verifier) checkpoint(e *epoch, f *record.Frame, s record.Statement, at 
 	if e.verifier != nil && !bytes.Equal(e.signed, f.Body) { // recovery states the last one again
 		c.report.Checkpoints++
 		c.order++
-		c.signatures.work <- signature{body: f.Body, verifier: e.verifier, finding: c.finding(SignatureWrong, at, ""), order: c.order}
+		if n := len(c.batch); n > 0 && c.batch[n-1].verifier != e.verifier {
+			c.flush()
+		}
+		c.batch = append(c.batch, signature{body: f.Body, verifier: e.verifier, at: at, order: c.order})
+		if len(c.batch) == signatureBatch {
+			c.flush()
+		}
 	}
 	e.signed, e.statement = f.Body, s
 }

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"verbatim.dev/recorder/keyring"
@@ -48,6 +49,9 @@ type Options struct {
 	// expired, whether or not an expiry note says so.
 	Retention time.Duration
 	Now       func() time.Time // nil: time.Now
+	// Progress, where set, is told at times how far it has come, by the
+	// goroutine that called Verify.
+	Progress func(Progress)
 }
 
 // settling is how long after an epoch began the end of the one before may still
@@ -79,7 +83,12 @@ func Verify(ctx context.Context, v Vault, o Options) (*Report, error) {
 		if err != nil {
 			return nil, fmt.Errorf("verify: list the vault's segments: %w", err)
 		}
-		if err := c.file(path); err != nil {
+		if err := c.add(path); err != nil {
+			return nil, fmt.Errorf("verify: %w", err)
+		}
+	}
+	for len(c.queue.names) > 0 {
+		if err := c.pop(); err != nil {
 			return nil, fmt.Errorf("verify: %w", err)
 		}
 	}
@@ -110,12 +119,14 @@ func defaults(o Options) Options {
 }
 
 func newVerifier(ctx context.Context, v Vault, o Options) *verifier {
+	ctx, cancel := context.WithCancel(ctx)
 	c := &verifier{
-		now: o.Now(), gone: map[record.Epoch]uint64{}, notes: map[string]bool{},
+		cancel: cancel,
+		now:    o.Now(), gone: map[record.Epoch]uint64{}, notes: map[string]bool{},
 		ctx: ctx, vault: v, options: o, report: &Report{Opened: o.Keys != nil, Anchored: o.Trust != nil},
 		epochs: map[record.Epoch]*epoch{}, closers: map[record.ID]place{}, keys: newSeen(), cited: map[record.Epoch]bool{},
-		signatures: newSignatures(o.Findings),
 	}
+	c.signatures = newSignatures(o.Findings, c.finding)
 	if o.Trust != nil {
 		c.report.Trust = o.Trust.Names()
 	}
@@ -126,6 +137,9 @@ func newVerifier(ctx context.Context, v Vault, o Options) *verifier {
 func (c *verifier) stop() {
 	if !c.stopped {
 		c.stopped = true
+		c.cancel()
+		c.readers.Wait()
+		c.flush()
 		c.signatures.close()
 	}
 }
@@ -194,7 +208,12 @@ type verifier struct {
 	found      []ordered
 	order      int64
 	signatures *signatures
+	batch      []signature // of one epoch, not handed over yet
 	stopped    bool
+	cancel     context.CancelFunc // ends the readers
+	readers    sync.WaitGroup
+	queue      queue
+	told       time.Time  // when Progress was told last
 	withheld   bool       // payload was left out: totals are not compared
 	log        *logReader // nil: not asked for
 }
@@ -305,7 +324,8 @@ func sortedEpochs[T any](m map[record.Epoch]T) []record.Epoch {
 	return slices.SortedFunc(maps.Keys(m), func(a, b record.Epoch) int { return slices.Compare(a[:], b[:]) })
 }
 
-func (c *verifier) file(path string) error {
+// file judges a file that was listed; r reads it, where it is a segment.
+func (c *verifier) file(path string, r *reading) error {
 	n, err := ParseName(path)
 	if err != nil {
 		c.find(FileUnknown, place{name: Name{Path: path}}, "is no segment: %v", err)
@@ -331,7 +351,7 @@ func (c *verifier) file(path string) error {
 			return err
 		}
 	}
-	return c.segment(e, n)
+	return c.segment(e, r)
 }
 
 func (c *verifier) epoch(n Name) *epoch {
@@ -370,7 +390,10 @@ func (c *verifier) again(e *epoch, until string, before uint64) error {
 			if err != nil || n.Part || n.First != e.next || n.First >= before {
 				continue
 			}
-			if err := c.segment(e, n); err != nil {
+			r := c.start(n)
+			err = c.segment(e, r)
+			r.end()
+			if err != nil {
 				return err
 			}
 		}
@@ -379,11 +402,13 @@ func (c *verifier) again(e *epoch, until string, before uint64) error {
 	return nil
 }
 
-func (c *verifier) segment(e *epoch, n Name) error {
+func (c *verifier) segment(e *epoch, r *reading) error {
 	if err := c.ctx.Err(); err != nil {
 		return context.Cause(c.ctx)
 	}
-	s, err := OpenSegment(c.ctx, c.vault, n.Path)
+	n := r.name
+	<-r.opened
+	err := r.err
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // it went between the listing and now: judged as missing
 	}
@@ -391,13 +416,11 @@ func (c *verifier) segment(e *epoch, n Name) error {
 	if err != nil && !errors.As(err, &format) {
 		return err
 	}
-	if err == nil {
-		defer s.Close()
-	}
 	c.report.Segments++
+	c.tell(n.Path)
 	here := place{name: n}
 	if n.First > e.next {
-		b, err := c.ahead(e, n, s)
+		b, err := c.ahead(e, n)
 		if err == nil {
 			err = c.expired(e, n.First, b)
 		}
@@ -425,7 +448,7 @@ func (c *verifier) segment(e *epoch, n Name) error {
 		e.skip(n)
 		return nil
 	}
-	h := s.Header()
+	h := r.header
 	if c.group.is(n) {
 		c.group.read, c.group.classes = true, h.Classes
 	}
@@ -437,20 +460,21 @@ func (c *verifier) segment(e *epoch, n Name) error {
 	case h.Head != e.head:
 		c.find(ChainWrong, here, "the header begins the chain with %x, the segment before ends with %x", h.Head, e.head)
 	}
-	ended, err := c.frames(e, n, s)
+	ended, err := c.frames(e, r)
 	if err != nil {
 		return err
 	}
 	if !ended {
 		e.skip(n)
 	}
-	c.report.Bytes += s.Size()
+	c.report.Bytes += r.size
 	return nil
 }
 
 // frames reads a segment's frames, and reports false where it could not go on
 // to the segment's end.
-func (c *verifier) frames(e *epoch, n Name, s *Segment) (bool, error) {
+func (c *verifier) frames(e *epoch, r *reading) (bool, error) {
+	n := r.name
 	var (
 		cut       bool          // the cut checkpoint has come
 		confirmed = n.First - 1 // the last record that a checkpoint confirmed
@@ -462,16 +486,17 @@ func (c *verifier) frames(e *epoch, n Name, s *Segment) (bool, error) {
 		counted   = true        // what checkpoints state of the retention fits
 		begun     = prior{own: n.First, first: n.First, last: n.Last, until: e.until, told: e.told}
 	)
-	s.OnPart = func(path string, err error, f *record.Frame) {
-		e.gone = true
-		var format *vault.SegmentError
-		if errors.As(err, &format) {
-			c.find(FrameWrong, place{part(n, path), e.next, format.Offset}, "%v", format.Err)
-			absent[part(n, path).Class] = true // said
-		}
-	}
 	for {
-		f, at, err := s.Next()
+		it := r.next(c.ctx)
+		f, at, err := it.frame, it.offset, it.err
+		for _, p := range it.parts {
+			e.gone = true
+			var format *vault.SegmentError
+			if errors.As(p.err, &format) {
+				c.find(FrameWrong, place{part(n, p.path), e.next, format.Offset}, "%v", format.Err)
+				absent[part(n, p.path).Class] = true // said
+			}
+		}
 		here := place{n, e.next, at}
 		var format *vault.SegmentError
 		switch {
@@ -483,8 +508,8 @@ func (c *verifier) frames(e *epoch, n Name, s *Segment) (bool, error) {
 			case !cut:
 				c.find(EndWrong, place{n, e.next - 1, 0}, "the segment does not end with its cut checkpoint: its last bytes are missing")
 				return false, nil
-			case own.records != s.Header().Records || !own.expires().Equal(s.Header().Expires):
-				c.find(HeaderWrong, place{name: n}, "the header says that %d records are held, to %s: there are %d, to %s", s.Header().Records, s.Header().Expires, own.records, own.expires())
+			case own.records != r.header.Records || !own.expires().Equal(r.header.Expires):
+				c.find(HeaderWrong, place{name: n}, "the header says that %d records are held, to %s: there are %d, to %s", r.header.Records, r.header.Expires, own.records, own.expires())
 			case e.next-1 != n.Last:
 				c.find(NameWrong, place{n, e.next - 1, 0}, "the segment ends with this record, its name says %d", n.Last)
 			}
@@ -503,11 +528,12 @@ func (c *verifier) frames(e *epoch, n Name, s *Segment) (bool, error) {
 			c.find(EndWrong, place{n, f.Sequence, at}, "a %s record follows the cut checkpoint that ends the segment", f.Kind)
 			return false, nil
 		case f.Kind == record.KindCheckpoint:
-			s, err := record.Stated(&f)
+			s := it.stated
 			here.seq = f.Sequence
+			c.tell(n.Path)
 			switch {
-			case err != nil:
-				c.find(ChainWrong, here, "%v", err)
+			case it.wrong != nil:
+				c.find(ChainWrong, here, "%v", it.wrong)
 				return false, nil
 			case f.Sequence != e.next-1:
 				c.find(SequenceWrong, here, "a checkpoint for record %d stands after record %d", f.Sequence, e.next-1)
@@ -563,12 +589,7 @@ func (c *verifier) frames(e *epoch, n Name, s *Segment) (bool, error) {
 			}
 			e.next++
 			absence := f.Kind == vault.KindAbsent
-			var leaf [sha256.Size]byte
-			if absence {
-				leaf = [sha256.Size]byte(f.Body)
-			} else {
-				leaf = f.Leaf()
-			}
+			leaf := it.leaf
 			c.hash(e, &f, leaf, here)
 			span.Add(f.Class, f.Expiry)
 			if absence {
@@ -586,13 +607,13 @@ func (c *verifier) frames(e *epoch, n Name, s *Segment) (bool, error) {
 			}
 			e.records++
 			c.report.Records++
-			if s.Path() == n.Path {
+			if it.path == n.Path {
 				own.add(&f)
 				if f.Class != n.Class {
 					c.find(HeaderWrong, here, "the record has the retention class %q, the segment %q", f.Class, n.Class)
 				}
 			} else {
-				here.name = part(n, s.Path())
+				here.name = part(n, it.path)
 			}
 			if err := c.leaf(e, &f, here); err != nil {
 				return false, err

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/tink-crypto/tink-go/v2/keyset"
@@ -29,8 +30,11 @@ import (
 // Vault is a vault in memory, open to every change.
 type Vault struct {
 	Files map[string][]byte
-	// Listed, where set, is called after each name that List gives.
+	// Listed, where set, is called after each name that List gives. It may change
+	// Files while others read.
 	Listed func(name string)
+
+	mu sync.RWMutex
 }
 
 // New returns an empty vault.
@@ -38,6 +42,8 @@ func New() *Vault { return &Vault{Files: map[string][]byte{}} }
 
 // Open returns a file's content.
 func (v *Vault) Open(_ context.Context, name string) (io.ReadCloser, error) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
 	b, ok := v.Files[name]
 	if !ok {
 		return nil, fmt.Errorf("open %s: %w", name, fs.ErrNotExist)
@@ -48,7 +54,10 @@ func (v *Vault) Open(_ context.Context, name string) (io.ReadCloser, error) {
 // List gives the names that were there when it began.
 func (v *Vault) List(_ context.Context, prefix string) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
-		for _, name := range slices.Sorted(maps.Keys(v.Files)) {
+		v.mu.RLock()
+		names := slices.Sorted(maps.Keys(v.Files))
+		v.mu.RUnlock()
+		for _, name := range names {
 			if !strings.HasPrefix(name, prefix) {
 				continue
 			}
@@ -56,7 +65,9 @@ func (v *Vault) List(_ context.Context, prefix string) iter.Seq2[string, error] 
 				return
 			}
 			if v.Listed != nil {
+				v.mu.Lock()
 				v.Listed(name)
+				v.mu.Unlock()
 			}
 		}
 	}
