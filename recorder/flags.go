@@ -191,6 +191,7 @@ func (f *flags) trust(t texts, vault string) (*ledger.Trust, error) {
 		}
 		t = texts{run.Trust}
 	}
+	const hint = "give the file deployment.pub that \"recorder key new\" wrote, or the key in it: NAME+HASH+KEY"
 	var keys []string
 	for _, key := range t {
 		if _, err := note.NewVerifier(strings.TrimSpace(key)); err == nil {
@@ -199,13 +200,21 @@ func (f *flags) trust(t texts, vault string) (*ledger.Trust, error) {
 		}
 		b, err := readSmall(key, 1<<20)
 		if err != nil {
-			return nil, &usageError{fmt.Sprintf("%s: --trust: %v", f.name, err), "give the file deployment.pub that \"recorder key new\" wrote, or the key in it: NAME+HASH+KEY"}
+			return nil, &usageError{fmt.Sprintf("%s: --trust: %v", f.name, err), hint}
+		}
+		if _, err := ledger.ParseTrust(string(b)); err != nil && len(t) > 1 {
+			return nil, &usageError{fmt.Sprintf("%s: --trust %s: %v", f.name, key, err), hint}
 		}
 		keys = append(keys, string(b))
 	}
+	// The keys of all count. What one file ends, all do; what two tell apart,
+	// such as a key that was rotated to two others, is nobody's to decide here.
 	out, err := ledger.ParseTrust(strings.Join(keys, "\n"))
-	if err != nil {
-		return nil, &usageError{fmt.Sprintf("%s: --trust: %v", f.name, err), "give the file deployment.pub that \"recorder key new\" wrote, or the key in it: NAME+HASH+KEY"}
+	switch {
+	case err != nil && len(t) > 1:
+		return nil, &usageError{fmt.Sprintf("%s: --trust: %s contradict each other: %v", f.name, strings.Join(t, ", "), err), "ask the deployment's owner which of them is true: recorder key fingerprint FILE"}
+	case err != nil:
+		return nil, &usageError{fmt.Sprintf("%s: --trust: %v", f.name, err), hint}
 	}
 	return out, nil
 }

@@ -48,6 +48,10 @@ What is trusted comes from you, never from the vault:
   --log-checkpoint  a checkpoint of the log from elsewhere, best from a witness (GET
                 /checkpoint): the log in the vault must go on from it.
 
+What is not there has expired only where an epoch's key signed when it does, and that is
+past; see the table in recorder/README.md. All cores are used, and progress goes to
+stderr: a line that is redrawn on a terminal, else one every 5 s; --quiet leaves it out.
+
 With --proof it checks a proof that "recorder prove" wrote instead, and with a file an
 evidence bundle of "recorder export"; neither needs a vault. With --log-key each must show
 that the sink's log has the epoch's checkpoint, with --witness that a quorum cosigned it.
@@ -158,6 +162,7 @@ func verifyCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 	var la logAnchors
 	f.logAnchors(&la)
 	format := f.String("format", "text", "`FORMAT` of the output: text or json")
+	quiet := f.Bool("quiet", false, "show no progress on stderr")
 	rest, err := f.parse(args, stdout, "BUNDLE.zip?")
 	if err != nil {
 		return err
@@ -201,7 +206,12 @@ func verifyCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 	if keys != nil {
 		o.Keys = keys
 	}
+	shown := newProgress(stderr)
+	if !*quiet {
+		o.Progress = shown.show
+	}
 	r, err := ledger.Verify(ctx, v, o)
+	shown.end()
 	if err != nil {
 		return unread(err)
 	}

@@ -15,8 +15,9 @@
 // one append are in one commit.
 //
 // A state file is durable before its segment exists. It holds the gateway, the
-// chain's head and the exchanges that had no outcome at that point, so earlier
-// segments can be freed without forgetting either.
+// chain's head, the exchanges that had no outcome at that point and when the
+// last record before it expires, so earlier segments can be freed without
+// forgetting any of it.
 //
 // # Rules
 //

@@ -36,6 +36,10 @@
 // for then its bytes would depend on the version of the compressor, and two
 // sinks would not write the same ones.
 //
+// A copy of each epoch's open record rests beside the segments ([EpochName]): no
+// retention ends it, so that the epoch's checkpoints can be verified as long as
+// any is left.
+//
 // Wrapped data keys rest apart, one object each, so that a key can be erased
 // without touching a segment; so do holds. Both must be erasable, so in Cloud
 // Storage they need a bucket without retention, while each retention class has
