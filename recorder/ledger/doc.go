@@ -21,7 +21,7 @@
 // which is certified as the record was. Only of gateways of earlier versions,
 // which signed no dates, is it told by the verifier's own retention.
 //
-// Whose keys these
-// are, and how far the vault must reach, it is told by the verifier ([Options]):
-// deployment keys, heads kept elsewhere, receipts, a register of gateways.
+// Whose keys these are, and how far the vault must reach, it is told by the
+// verifier ([Options]): deployment keys, heads kept elsewhere, receipts, a
+// register of gateways.
 package ledger

@@ -3,12 +3,15 @@ package ledger_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -801,4 +804,52 @@ func tail(v *ledgertest.Vault, name string) bool {
 		}
 	}
 	return true
+}
+
+// TestOrder: however many segments are read at one time, and whichever comes
+// first, the report is the same.
+func TestOrder(t *testing.T) {
+	v, epochs, key := aging()
+	expireAt(t, v, now1)
+	x := expiryTamperer{tamperer{t, v}, epochs, key}
+	x.remove(x.main(1, 1))
+	for i, n := range x.of(2) {
+		x.v.Files[n] = bytes.Clone(x.v.Files[n])
+		if i%2 == 0 {
+			x.v.Files[n][len(x.v.Files[n])/2] ^= 1
+		}
+	}
+	slow := &slowVault{Vault: v}
+	var want string
+	for _, cores := range []int{1, 2, 16} {
+		old := runtime.GOMAXPROCS(cores)
+		r := verifyAt(t, slow, nil, ledger.Options{Trust: trust(t, deploymentKey)}, now1)
+		runtime.GOMAXPROCS(old)
+		if len(r.Findings) < 3 {
+			t.Fatalf("only %v", r.Findings)
+		}
+		b, err := json.Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want == "" {
+			want = string(b)
+		}
+		if string(b) != want {
+			t.Errorf("with %d cores:\n%s\nwith one:\n%s", cores, b, want)
+		}
+	}
+}
+
+// slowVault opens every other file late.
+type slowVault struct {
+	*ledgertest.Vault
+	n atomic.Int64
+}
+
+func (v *slowVault) Open(ctx context.Context, name string) (io.ReadCloser, error) {
+	if v.n.Add(1)%2 == 0 {
+		time.Sleep(2 * time.Millisecond)
+	}
+	return v.Vault.Open(ctx, name)
 }

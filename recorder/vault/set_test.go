@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"path/filepath"
 	"iter"
 	"slices"
 	"strings"
@@ -244,4 +245,40 @@ func FuzzParseExpiry(f *testing.F) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// TestLongestHoldsTheLedger: whatever is no segment of a class and not erasable
+// rests with the class of the longest retention.
+func TestLongestHoldsTheLedger(t *testing.T) {
+	place := map[string]Vault{}
+	for _, name := range []string{"short", "long", "standard", "keys"} {
+		f, err := OpenFolder(FolderConfig{Dir: filepath.Join(t.TempDir(), name)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = f.Close() })
+		place[name] = f
+	}
+	s, err := NewSet(place["keys"], Member{"short", 24 * time.Hour, place["short"]}, Member{"long", 72 * time.Hour, place["long"]}, Member{"standard", 48 * time.Hour, place["standard"]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := testEpoch(t)
+	name := func(class string, part bool) string {
+		n, err := SegmentName(Segment{Day: "2026-03-14", Gateway: "gw", Epoch: e, First: 1, Last: 2, Class: class, Part: part})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	for n, want := range map[string]string{
+		EpochName("gw", e): "long", ExpiryFolder("gw", e) + "x.segments-0.json": "long", ErasuresPrefix + "x.note": "long",
+		SalvagePrefix + "x": "long", ExportsPrefix + "x.json": "long", "log/checkpoint/1": "long", "log/tile/0/000": "long",
+		name(s.Longest(), false): "long", name("short", true): "short", name("standard", true): "standard",
+		KeyName(e, [16]byte{1}): "keys", HoldsPrefix + "x.json": "keys",
+	} {
+		if s.Place(n) != place[want] {
+			t.Errorf("%s does not rest with %s", n, want)
+		}
+	}
 }
