@@ -5,8 +5,8 @@ import (
 	"errors"
 	"io"
 	"io/fs"
-	"path/filepath"
 	"iter"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -252,7 +252,7 @@ func FuzzParseExpiry(f *testing.F) {
 func TestLongestHoldsTheLedger(t *testing.T) {
 	place := map[string]Vault{}
 	for _, name := range []string{"short", "long", "standard", "keys"} {
-		f, err := OpenFolder(FolderConfig{Dir: filepath.Join(t.TempDir(), name)})
+		f, err := OpenFolder(FolderConfig{Dir: filepath.Join(t.TempDir(), name), Write: true})
 		if err != nil {
 			t.Fatal(err)
 		}
