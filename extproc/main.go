@@ -4,6 +4,7 @@
 // Its folders, in the order in which an exchange meets them:
 //
 //	config      the configuration file, every error with its line
+//	authoring   what helps who writes a policy; no part of the exchange
 //	server      the exchange: phases, memory, what is recorded when
 //	bigquery    what a call means; no I/O
 //	auth        from a token to a principal and its provenance
@@ -31,6 +32,7 @@ Usage:
 
   extproc serve   --config FILE              run the gateway
   extproc check   --config FILE [--token F]  explain a configuration, or a token
+  extproc policy  test|check|eval|backtest|suggest   write a policy, and try it
   extproc version
 
 "extproc COMMAND --help" tells more. An annotated configuration is
@@ -61,13 +63,15 @@ func main() {
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if len(args) == 0 {
 		fmt.Fprint(stderr, usage)
-		return fmt.Errorf("%w: name a command: serve, check or version", errUsage)
+		return fmt.Errorf("%w: name a command: serve, check, policy or version", errUsage)
 	}
 	switch args[0] {
 	case "serve":
 		return serve(ctx, args[1:], stdout, stderr)
 	case "check":
 		return check(ctx, args[1:], stdout, stderr)
+	case "policy":
+		return policyCommand(ctx, args[1:], stdout, stderr)
 	case "version":
 		fmt.Fprintln(stdout, "extproc", record.Build)
 		return nil
@@ -75,7 +79,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		fmt.Fprint(stdout, usage)
 		return nil
 	}
-	return fmt.Errorf("%w: unknown command %q: want serve, check or version", errUsage, args[0])
+	return fmt.Errorf("%w: unknown command %q: want serve, check, policy or version", errUsage, args[0])
 }
 
 // parse reads a command's flags. It prints help to stdout and complains with

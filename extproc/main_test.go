@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -15,10 +16,12 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/tink-crypto/tink-go/v2/keyset"
 
 	"verbatim.dev/deploy/local/issuer"
 	"verbatim.dev/recorder/kms"
 	"verbatim.dev/recorder/kms/kmstest"
+	"verbatim.dev/recorder/ledger/ledgertest"
 	"verbatim.dev/recorder/record"
 )
 
@@ -87,6 +90,37 @@ func doubleKMS(t *testing.T, ts *testscript.TestScript, args []string) {
 	}
 }
 
+// vaultOf holds what was recorded of an agent: a SELECT that was let, a DELETE and a
+// text without a body that were let by a policy since changed, and a denial.
+func vaultOf(tenant *keyset.Handle) *ledgertest.Vault {
+	v := ledgertest.New()
+	public, err := tenant.Public()
+	if err != nil {
+		panic(err)
+	}
+	g := ledgertest.NewGateway(v, "gw-1", public)
+	g.Begin()
+	x := func(sql string) ledgertest.Exchange {
+		body, err := json.Marshal(map[string]any{"query": sql, "useLegacySql": false, "defaultDataset": map[string]string{"datasetId": "sales"}})
+		if err != nil {
+			panic(err)
+		}
+		return ledgertest.Exchange{
+			Session: "s", Subject: "agent-7", SQL: sql, Request: body, Rows: 1, Response: []byte("{}"), Connection: "main",
+			Provenance: &record.Provenance{Profile: "kubernetes", Namespace: "agents", ServiceAccount: "runner"},
+			Headers:    []record.Header{{Name: "content-type", Value: "application/json"}},
+		}
+	}
+	g.Run(x("SELECT name FROM orders JOIN `p1.web.hits` USING (id)"))
+	g.Run(x("DELETE FROM orders WHERE id = 'canary-literal'"))
+	denied := x("EXPORT DATA OPTIONS (uri='gs://b/*', format='CSV') AS SELECT * FROM orders")
+	denied.Deny = []record.Reason{{Code: "statement_denied", Message: "no"}}
+	g.Run(denied)
+	g.Cut()
+	g.Close()
+	return v
+}
+
 func setup(e *testscript.Env) error {
 	s, err := issuer.Listen("127.0.0.1:0", "")
 	if err != nil {
@@ -128,6 +162,7 @@ revocations: revocations.yaml
 connections:
 - {name: main, projects: [p1], upstream: {rest: http://127.0.0.1:1}, credential: {kind: token_file, file: upstream.token}}
 `, "ISSUER", s.URL())
+	errs = append(errs, vaultOf(h).Write(filepath.Join(e.WorkDir, "vault")))
 	return errors.Join(append(errs, write("good.yaml", good), write("tenant.pub.json", string(public)), write("tenant.json", string(private)),
 		write("session.key", strings.Repeat("0f", 32)), write("upstream.token", "canary-upstream"),
 		write("revocations.yaml", "tokens: []\nsubjects:\n- {issuer: corp, subject: mallory}\n"))...)
