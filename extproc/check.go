@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -151,9 +152,17 @@ func describe(ctx context.Context, cfg *config.Config, verifier *auth.Verifier, 
 		fmt.Fprintf(w, "tokens\tof the gateway's own, issuer %s, %s at most, from %s/sts/v1/token\n", t.Issuer, lifetime, strings.TrimSuffix(t.Issuer, "/"))
 	}
 	for _, c := range cfg.Connections {
-		fmt.Fprintf(w, "connection\t%s: projects %s to %s, credential %s, records %s, retention %s\n", c.Name, strings.Join(c.Projects, " "), c.Upstream.REST, c.Credential.Kind, c.Recording, c.Retention)
+		mode := ""
+		if c.Mode == config.ModeObserve {
+			mode = ", the policy only observes"
+		}
+		fmt.Fprintf(w, "connection\t%s: projects %s to %s, credential %s, records %s, retention %s%s\n", c.Name, strings.Join(c.Projects, " "), c.Upstream.REST, c.Credential.Kind, c.Recording, c.Retention, mode)
+	}
+	for _, o := range cfg.Observe {
+		fmt.Fprintf(w, "observed\t%s, the policy only observes\n", strings.Join(slices.DeleteFunc([]string{o.Issuer, o.Subject, o.Group, o.Repository, o.Namespace, o.ServiceAccount}, func(s string) bool { return s == "" }), " "))
 	}
 	fmt.Fprintf(w, "policy\t%s\n", engine.Digest())
+	fmt.Fprintf(w, "budgets\tcounted in %s; this replica gives out %v of each\n", cfg.UsageFile(), cfg.Budgets.Share)
 	for _, f := range engine.Current().Findings() {
 		fmt.Fprintf(w, "policy finding\t%s\n", f)
 	}

@@ -27,6 +27,7 @@ import (
 	"verbatim.dev/extproc/credential"
 	"verbatim.dev/extproc/server"
 	"verbatim.dev/policy"
+	"verbatim.dev/policy/sql"
 	"verbatim.dev/recorder/kms"
 	"verbatim.dev/recorder/record"
 )
@@ -37,7 +38,13 @@ type gateway struct {
 	log    *slog.Logger
 	owners *bigquery.Owners
 	jobs   *server.Jobs
-	told   *server.Told
+	// What is remembered across configurations, of SQL, of BigQuery's dry runs and
+	// of the jobs that rest on them.
+	sql     *sql.Analyzer
+	dryRuns *server.DryRuns
+	reaches *server.Reaches
+	usage   server.Usage // nil: budgets are not kept
+	told    *server.Told
 	// Of what other replicas made, this one asks BigQuery: accounts, sessions.
 	accounts *server.Accounts
 	sessions *server.Sessions
@@ -58,8 +65,18 @@ type gateway struct {
 // owners of. What was forgotten is asked of BigQuery.
 const maxOwned = 100_000
 
+// What is remembered of SQL: bytes of texts whose facts are kept (the facts are a
+// few times as large), and how many of BigQuery's answers to dry runs.
+const (
+	maxTexts   = 4 << 20
+	maxDryRuns = 1024
+)
+
 func newGateway(log *slog.Logger) *gateway {
-	return &gateway{log: log, owners: bigquery.NewOwners(maxOwned), jobs: server.NewJobs(20_000), told: server.NewTold(4096), accounts: server.NewAccounts(), sessions: server.NewSessions(10_000), sources: map[string]credential.Source{}}
+	return &gateway{
+		log: log, owners: bigquery.NewOwners(maxOwned), jobs: server.NewJobs(20_000), sql: sql.New(sql.Config{CacheBytes: maxTexts}), reaches: server.NewReaches(maxOwned),
+		told: server.NewTold(4096), accounts: server.NewAccounts(), sessions: server.NewSessions(10_000), sources: map[string]credential.Source{},
+	}
 }
 
 // gate returns the snapshot for a new exchange, with the policy of this moment.
@@ -123,9 +140,13 @@ func (g *gateway) load(ctx context.Context, cfg *config.Config) error {
 	for class := range cfg.Retention.Classes {
 		retention[class] = true
 	}
+	if g.dryRuns == nil {
+		g.dryRuns = server.NewDryRuns(cfg.Limits.DryRunCache, maxDryRuns)
+	}
 	g.snapshot.Store(&server.Gate{
 		Verifier: verifier, Revoked: revoked.Revoked, Connections: connections, SessionKey: key,
 		Owners: g.owners, Jobs: g.jobs, Told: g.told, Accounts: g.accounts, Sessions: g.sessions, Retention: retention, Logger: g.log, Now: time.Now,
+		SQL: g.sql, Analysis: cfg.Limits.Analysis, DryRuns: g.dryRuns, Reaches: g.reaches, Usage: g.usage, Observed: observed(cfg.Observe),
 	})
 	g.retire(cfg, verifier, sources)
 	return nil
@@ -266,12 +287,20 @@ func (g *gateway) connections(cfg *config.Config) ([]*server.Connection, map[str
 		}
 		out = append(out, &server.Connection{
 			Name: c.Name, Projects: c.Projects, Location: c.Location, REST: strings.TrimSuffix(c.Upstream.REST, "/"),
-			Cluster: envoy.Connection{Name: c.Name}.Cluster(), Recording: c.Recording, Retention: c.Retention,
+			Cluster: envoy.Connection{Name: c.Name}.Cluster(), Observe: c.Mode == config.ModeObserve, Recording: c.Recording, Retention: c.Retention,
 			Credential: sources[key], Client: upstreamClient,
 			PerCaller: c.Credential.Kind == credential.KindFederation && c.Credential.Target == "",
 		})
 	}
 	return out, sources, nil
+}
+
+func observed(list []config.Observe) []server.Observed {
+	var out []server.Observed
+	for _, o := range list {
+		out = append(out, server.Observed(o))
+	}
+	return out
 }
 
 // upstreamClient sends the gateway's own calls. It follows no redirects: they

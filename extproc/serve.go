@@ -27,6 +27,7 @@ import (
 
 	"verbatim.dev/extproc/config"
 	"verbatim.dev/extproc/server"
+	use "verbatim.dev/extproc/usage"
 	"verbatim.dev/recorder/journal"
 	"verbatim.dev/recorder/record"
 	"verbatim.dev/recorder/transport/pubsub"
@@ -40,7 +41,7 @@ Runs the gateway until SIGTERM or SIGINT, then lets running exchanges end
 The configuration file, the revocations, the policy and the tenant's public keyset
 are read again when they change; SIGHUP is not needed. What a broken file would
 change stays as it was, and the log says why. listen, limits, journal, sealing.key,
-transport and gateway take effect at the next start.
+transport, gateway and budgets take effect at the next start.
 
 Example:
 
@@ -90,6 +91,16 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	defer stopBackground()
 	g := newGateway(log)
 	defer g.close()
+	counts, err := use.Open(use.Config{File: cfg.UsageFile(), Share: cfg.Budgets.Share, Logger: log})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err := counts.Close(); err != nil {
+			log.Error("usage not closed in order: the next start may count the last minute twice", "error", err)
+		}
+	}()
+	g.usage = counts
 	if err := g.load(background, cfg); err != nil {
 		return err
 	}
@@ -150,6 +161,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	healthpb.RegisterHealthServer(gs, hs)
 	hs.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
 
+	work.Go(func() { counts.Run(background) })
 	work.Go(func() { g.follow(background, *path, seen, srv) })
 	if cfg.Metrics.Address != "" {
 		stop, err := stats(cfg.Metrics.Address, cfg.Gateway, j, srv, log)

@@ -54,9 +54,9 @@ func searchCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 	f.StringVar(&q.Repository, "repository", "", "`NAME` of the repository that the token proves")
 	f.StringVar(&q.Commit, "commit", "", "`SHA` of the commit that the token proves, or its beginning")
 	f.StringVar(&q.Project, "project", "", "`ID` of the project called")
-	f.StringVar(&q.Table, "table", "", "`TEXT` within the called table's name or the SQL")
+	f.StringVar(&q.Table, "table", "", "`TEXT` within the SQL or the name of a table that was called, read (through views and wildcards too) or written")
 	f.StringVar(&q.SQL, "sql", "", "`TEXT` within the SQL, in any case")
-	f.StringVar(&q.Decision, "decision", "", "`DECISION`: allow or deny")
+	f.StringVar(&q.Decision, "decision", "", "`DECISION`: allow, deny, or would_deny (the policy denied and only observed)")
 	f.StringVar(&q.Reason, "reason", "", "`CODE` of a reason of the decision")
 	f.StringVar(&q.Job, "job", "", "job `ID`, or PROJECT:LOCATION.ID")
 	f.StringVar(&q.Session, "session", "", "`ID` of the session")
@@ -72,7 +72,7 @@ func searchCommand(ctx context.Context, args []string, stdout, stderr io.Writer)
 		return err
 	}
 	if q.Decision != "" {
-		if err := f.choice("decision", q.Decision, "allow", "deny"); err != nil {
+		if err := f.choice("decision", q.Decision, "allow", "deny", "would_deny"); err != nil {
 			return err
 		}
 	}
@@ -248,7 +248,10 @@ func tableRow(x *search.Exchange) string {
 	} else if x.SQLSHA256 != "" {
 		below("SQL with SHA-256 " + x.SQLSHA256)
 	}
-	if x.Decision != nil && !x.Decision.Allow {
+	if x.Decision != nil && (!x.Decision.Allow || x.Decision.WouldDeny) {
+		if x.Decision.WouldDeny {
+			below("would deny, but the policy only observes:")
+		}
 		for _, r := range x.Decision.Reasons {
 			below(join(": ", r.Code, r.Message))
 		}

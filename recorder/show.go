@@ -332,6 +332,15 @@ func showText(d *search.Detail) string {
 		put("  sql\n%s\n", lines(d.SQL, "    "))
 	}
 	row("parameters", string(d.Parameters))
+	row("statements", strings.Join(d.Statements, ", "))
+	for _, u := range d.Reads {
+		row("reads", fmt.Sprintf("%s (%s)", u.Table, u.Source))
+	}
+	for _, u := range d.Writes {
+		row("writes", fmt.Sprintf("%s (%s)", u.Table, u.Source))
+	}
+	row("functions", strings.Join(d.Functions, ", "))
+	row("not seen through", strings.Join(d.Opaque, ", "))
 	if len(d.Headers) > 0 {
 		put("  headers\n")
 		headers(d.Headers)
@@ -340,6 +349,9 @@ func showText(d *search.Detail) string {
 	if x := d.Decision; x != nil {
 		title("Decision")
 		row("decision", map[bool]string{true: "allow", false: "deny"}[x.Allow])
+		if x.WouldDeny {
+			row("would deny", "yes: the policy denied, and only observed")
+		}
 		row("by", x.By)
 		for _, r := range x.Reasons {
 			row("reason", join(": ", r.Code, r.Message))

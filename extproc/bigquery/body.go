@@ -56,6 +56,13 @@ type Facts struct {
 	// routine.
 	SQL      string
 	Language string // of a routine's body: SQL, JAVASCRIPT, PYTHON, ...
+	// View is true where SQL is a logical view's text.
+	View bool
+	// RoutineType is SCALAR_FUNCTION, TABLE_VALUED_FUNCTION, PROCEDURE or
+	// AGGREGATE_FUNCTION, as the caller wrote it.
+	RoutineType string
+	// Arguments are a routine's, and those of them that are tables.
+	Arguments, TableArguments []string
 	// Legacy is useLegacySql as the caller sent it; nil where absent or null,
 	// which BigQuery takes for true.
 	Legacy *bool
@@ -164,8 +171,8 @@ var (
 	datasetRequestShape = object(map[string]*shape{"datasetReference": datasetShape, "location": stringShape},
 		"access catalogSource creationTime defaultCollation defaultEncryptionConfiguration defaultPartitionExpirationMs defaultRoundingMode defaultTableExpirationMs description etag externalCatalogDatasetOptions externalDatasetReference friendlyName id isCaseInsensitive kind labels lastModifiedTime linkedDatasetMetadata linkedDatasetSource maxTimeTravelHours resourceTags restrictions satisfiesPzi satisfiesPzs selfLink storageBillingModel tags type")
 
-	routineRequestShape = object(map[string]*shape{"routineReference": routineShape, "definitionBody": stringShape, "language": stringShape, "importedLibraries": array(stringShape)},
-		"arguments buildStatus creationTime dataGovernanceType description determinismLevel etag externalRuntimeOptions lastModifiedTime pythonOptions remoteFunctionOptions returnTableType returnType routineType securityMode sparkOptions strictMode")
+	routineRequestShape = object(map[string]*shape{"routineReference": routineShape, "definitionBody": stringShape, "language": stringShape, "routineType": stringShape, "arguments": array(nil), "importedLibraries": array(stringShape)},
+		"buildStatus creationTime dataGovernanceType description determinismLevel etag externalRuntimeOptions lastModifiedTime pythonOptions remoteFunctionOptions returnTableType returnType securityMode sparkOptions strictMode")
 
 	insertAllShape = object(map[string]*shape{"rows": array(nil), "templateSuffix": stringShape},
 		"ignoreUnknownValues kind skipInvalidRows traceId")
@@ -351,6 +358,24 @@ func (f *Facts) common(call Call, n *node) *Refusal {
 	return nil
 }
 
+// ParameterNames returns the names of the query parameters in lower case; nil
+// where there are none, or they have no names.
+func (f *Facts) ParameterNames() []string {
+	var parameters []struct {
+		Name string `json:"name"`
+	}
+	if json.Unmarshal(f.Parameters, &parameters) != nil {
+		return nil
+	}
+	var out []string
+	for _, p := range parameters {
+		if p.Name != "" {
+			out = append(out, strings.ToLower(p.Name))
+		}
+	}
+	return out
+}
+
 func (f *Facts) session(n *node) *Refusal {
 	f.CreateSession = n.boolean("createSession")
 	if p := n.get("connectionProperties"); p != nil {
@@ -525,7 +550,7 @@ func (f *Facts) table(call Call, n *node) *Refusal {
 	case view != nil && materialized != nil:
 		return invalid("view", "A table cannot be a view and a materialized view at once.")
 	case view != nil:
-		f.SQL, f.Legacy = view.str("query"), view.boolPointer("useLegacySql")
+		f.SQL, f.Legacy, f.View = view.str("query"), view.boolPointer("useLegacySql"), true
 		f.functions(view)
 		if view.get("foreignDefinitions") != nil {
 			return denied("external_data", "foreignDefinitions are refused: they hold SQL that the gateway does not read.")
@@ -590,6 +615,25 @@ func (f *Facts) routine(call Call, n *node) *Refusal {
 		}
 	}
 	f.SQL, f.Language = n.str("definitionBody"), orDefault(n.str("language"), "SQL")
+	f.RoutineType = n.str("routineType")
+	if a := n.get("arguments"); a != nil {
+		var arguments []struct {
+			Name  string          `json:"name"`
+			Table json.RawMessage `json:"tableType"`
+		}
+		if err := json.Unmarshal(f.Body[a.start:a.end:a.end], &arguments); err != nil {
+			return invalid("routine_arguments", "arguments must be a list of objects, each with a name.")
+		}
+		for _, a := range arguments {
+			switch {
+			case a.Name == "":
+			case len(a.Table) > 0 && string(a.Table) != "null":
+				f.TableArguments = append(f.TableArguments, a.Name)
+			default:
+				f.Arguments = append(f.Arguments, a.Name)
+			}
+		}
+	}
 	f.FunctionURIs = n.strings("importedLibraries")
 	return nil
 }

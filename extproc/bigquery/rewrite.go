@@ -30,6 +30,12 @@ type Changes struct {
 	RequestID string
 	// SQL replaces the query's text, where not nil.
 	SQL *string
+	// Project is written into a defaultDataset and a query's destinationTable that
+	// name none, where not empty: what was judged is what BigQuery resolves.
+	Project string
+	// NoCache writes useQueryCache false: a result that BigQuery takes from its
+	// cache has no list of the tables behind it.
+	NoCache bool
 }
 
 type edit struct {
@@ -87,6 +93,16 @@ func Rewrite(call Call, body []byte, changes Changes) ([]byte, error) {
 		}
 		if changes.SQL != nil {
 			w.set(top, "query", quote(*changes.SQL))
+		}
+		if changes.Project != "" {
+			for _, key := range []string{"defaultDataset", "destinationTable"} {
+				if n := top.get(key); n != nil && n.str("projectId") == "" {
+					w.set(n, "projectId", quote(changes.Project))
+				}
+			}
+		}
+		if v := top.boolPointer("useQueryCache"); changes.NoCache && (v == nil || *v) {
+			w.set(top, "useQueryCache", "false")
 		}
 		if isQuery && changes.JobCreationMode != "" && top.str("jobCreationMode") != changes.JobCreationMode {
 			w.set(top, "jobCreationMode", quote(changes.JobCreationMode))

@@ -8,6 +8,7 @@ package config
 import (
 	"fmt"
 	"math"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -35,6 +36,8 @@ type Config struct {
 	Revocations string       `yaml:"revocations" path:"file"` // empty: none
 	Connections []Connection `yaml:"connections"`
 	Policy      Policy       `yaml:"policy"`
+	Observe     []Observe    `yaml:"observe"` // callers whom the policy only looks at
+	Budgets     Budgets      `yaml:"budgets"`
 	Metrics     Metrics      `yaml:"metrics"`
 }
 
@@ -73,7 +76,41 @@ type Limits struct {
 	Journal     time.Duration `yaml:"journal"`      // the longest wait for durability
 	Idle        time.Duration `yaml:"idle"`         // the longest silence within an exchange
 	Drain       time.Duration `yaml:"drain"`        // of a graceful stop
+	Analysis    time.Duration `yaml:"analysis"`     // of reading one SQL text
+	// DryRunCache is how long BigQuery's answer to a dry run is good for; 0 asks
+	// each time.
+	DryRunCache time.Duration `yaml:"dry_run_cache"`
 }
+
+// Budgets says how the use is counted that a policy's budgets are held against.
+type Budgets struct {
+	File  string  `yaml:"file" path:"new"` // empty: beside journal.dir, see UsageFile
+	Share float64 `yaml:"share"`           // the part of each budget that this replica gives out
+}
+
+// UsageFile is where use is counted.
+func (c *Config) UsageFile() string {
+	if c.Budgets.File != "" {
+		return c.Budgets.File
+	}
+	return filepath.Clean(c.Journal.Dir) + ".usage"
+}
+
+// Observe names callers: every field that is there has to match.
+type Observe struct {
+	Issuer         string `yaml:"issuer"`
+	Subject        string `yaml:"subject"`
+	Group          string `yaml:"group"` // without its issuer
+	Repository     string `yaml:"repository"`
+	Namespace      string `yaml:"namespace"`
+	ServiceAccount string `yaml:"service_account"`
+}
+
+// Modes of a connection.
+const (
+	ModeEnforce = "enforce" // what the policy denies is denied
+	ModeObserve = "observe" // what the policy denies goes through and is on record as such
+)
 
 // BaseMemory is what the process takes with no exchange: the program, policy,
 // keys and caches.
@@ -205,6 +242,7 @@ type Connection struct {
 	Credential credential.Config `yaml:"credential"`
 	Recording  string            `yaml:"recording"`
 	Retention  string            `yaml:"retention"` // a class; Retention.Default when the file has none
+	Mode       string            `yaml:"mode"`
 }
 
 // Upstream has the base URLs of BigQuery's APIs.
@@ -233,6 +271,7 @@ func Default() *Config {
 		Limits: Limits{
 			Exchanges: 512, Window: 256 << 10, Share: 640 << 10, Budget: 48 << 20, RequestBody: 10 << 20,
 			Decision: 5 * time.Second, Journal: 10 * time.Second, Idle: 600 * time.Second, Drain: 20 * time.Second,
+			Analysis: 2 * time.Second, DryRunCache: 60 * time.Second,
 		},
 		Journal: Journal{
 			Dir: "/var/lib/verbatim/journal", Limit: 10 << 30, Reserve: 64 << 20, Segment: 64 << 20,
@@ -241,6 +280,7 @@ func Default() *Config {
 		Transport: Transport{Durability: DurabilityLocal},
 		Retention: Retention{Default: "standard", Classes: map[string]time.Duration{"standard": 400 * 24 * time.Hour}},
 		Policy:    Policy{Timeout: 250 * time.Millisecond},
+		Budgets:   Budgets{Share: 1},
 	}
 }
 
@@ -249,7 +289,7 @@ func newIssuer() Issuer {
 }
 
 func newConnection() Connection {
-	return Connection{Upstream: Upstream{REST: "https://bigquery.googleapis.com"}, Recording: RecordingFull}
+	return Connection{Upstream: Upstream{REST: "https://bigquery.googleapis.com"}, Recording: RecordingFull, Mode: ModeEnforce}
 }
 
 // Connection returns the connection that lists project, or nil.

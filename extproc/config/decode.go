@@ -3,9 +3,11 @@ package config
 import (
 	"errors"
 	"fmt"
+	"math"
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -291,6 +293,14 @@ func (d *decoder) value(n ast.Node, v reflect.Value, at, kind string) {
 			return
 		}
 		v.SetInt(i)
+	case reflect.Float64:
+		text, ok := scalar(n, ast.IntegerType, ast.FloatType)
+		f, err := strconv.ParseFloat(text, 64)
+		if !ok || err != nil || math.IsNaN(f) || math.IsInf(f, 0) {
+			wrong("a number such as 0.5")
+			return
+		}
+		v.SetFloat(f)
 	case reflect.Bool:
 		b, ok := n.(*ast.BoolNode)
 		if !ok {
@@ -426,6 +436,8 @@ func scalar(n ast.Node, types ...ast.NodeType) (string, bool) {
 	case *ast.LiteralNode:
 		return strings.TrimSuffix(s.Value.Value, "\n"), true
 	case *ast.IntegerNode:
+		return s.Token.Value, true
+	case *ast.FloatNode:
 		return s.Token.Value, true
 	}
 	return "", false

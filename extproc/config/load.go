@@ -204,6 +204,8 @@ func (k *checker) all() {
 	k.tokens()
 	k.connections()
 	k.policy()
+	k.observe()
+	k.budgets()
 	if a := c.Metrics.Address; a != "" {
 		if host, ok := k.address("metrics.address", a); ok && !credential.Loopback(host) {
 			k.at("metrics.address", "metrics.address %q can be reached from other machines: use 127.0.0.1", a)
@@ -293,6 +295,8 @@ func (k *checker) limits() {
 	k.span("limits.journal", l.Journal, 10*time.Millisecond, 10*time.Minute)
 	k.span("limits.idle", l.Idle, time.Second, 24*time.Hour)
 	k.span("limits.drain", l.Drain, 0, time.Hour)
+	k.span("limits.analysis", l.Analysis, time.Millisecond, time.Minute)
+	k.span("limits.dry_run_cache", l.DryRunCache, 0, time.Hour)
 	if k.decoded && HeldBody*l.RequestBody > l.Budget {
 		k.at("limits.request_body", "limits.request_body %s, which counts %d times while it is held, is more than the budget (%s), so that such a request could never be held: raise budget, or lower request_body",
 			l.RequestBody, HeldBody, l.Budget)
@@ -540,6 +544,9 @@ func (k *checker) connections() {
 		default:
 			k.at(at+".recording", "recording %q does not exist: use %s or %s", short(c.Recording), RecordingFull, RecordingMetadata)
 		}
+		if c.Mode != ModeEnforce && c.Mode != ModeObserve && c.Mode != "" {
+			k.at(at+".mode", "mode %q does not exist: use %s, or %s to let through what the policy denies and put it on record", short(c.Mode), ModeEnforce, ModeObserve)
+		}
 		if c.Retention != "" && k.decoded {
 			if _, ok := k.c.Retention.Classes[c.Retention]; !ok {
 				k.at(at+".retention", "retention class %q does not exist: add it to retention.classes, or use one of %s", short(c.Retention), k.classes())
@@ -626,6 +633,29 @@ func (k *checker) policy() {
 	k.span("policy.timeout", k.c.Policy.Timeout, time.Millisecond, 10*time.Second)
 }
 
+// observe checks that each entry says who, of an issuer that there is.
+func (k *checker) observe() {
+	for n, o := range k.c.Observe {
+		at := fmt.Sprintf("observe[%d]", n)
+		if k.required(at+".issuer", "the name of the issuer that the callers are of") && o.Issuer != "" &&
+			!slices.ContainsFunc(k.c.Issuers, func(i Issuer) bool { return i.Name == o.Issuer }) {
+			k.at(at+".issuer", "issuer %q is none of issuers: use the name of one", short(o.Issuer))
+		}
+		if k.decoded && o.Subject == "" && o.Group == "" && o.Repository == "" && o.Namespace == "" && o.ServiceAccount == "" {
+			k.at(at, "this observes every caller of the issuer: add subject, group, repository, namespace or service_account, or set the connection's mode")
+		}
+		if o.Group != "" && strings.HasPrefix(o.Group, o.Issuer+"/") {
+			k.at(at+".group", "group %q begins with the issuer: write it without, the issuer stands beside it", short(o.Group))
+		}
+	}
+}
+
+func (k *checker) budgets() {
+	if s := k.c.Budgets.Share; k.has("budgets.share") && k.decoded && (s <= 0 || s > 1) {
+		k.at("budgets.share", "budgets.share %v is out of range: choose a part above 0 and at most 1; the shares of all replicas add up to 1", s)
+	}
+}
+
 // maxSocket is the longest path that a UNIX socket can have (unix(7)).
 const maxSocket = 107
 
@@ -640,12 +670,12 @@ func (k *checker) files() {
 		}
 		st, err := os.Stat(p.path)
 		switch {
-		case p.kind == "dir" && errors.Is(err, fs.ErrNotExist): // it will be made
+		case (p.kind == "dir" || p.kind == "new") && errors.Is(err, fs.ErrNotExist): // it will be made
 		case err != nil:
 			k.at(p.at, "%s %s cannot be read (%s): create it, or correct the path", name, clip(p.path, 300), reason(err))
 		case strings.HasPrefix(p.kind, "dir") && !st.IsDir():
 			k.at(p.at, "%s %s is not a folder: correct the path", name, clip(p.path, 300))
-		case p.kind == "file" && !st.Mode().IsRegular():
+		case (p.kind == "file" || p.kind == "new") && !st.Mode().IsRegular():
 			k.at(p.at, "%s %s is not a file: correct the path", name, clip(p.path, 300))
 		case p.kind == "file":
 			f, err := os.Open(p.path)

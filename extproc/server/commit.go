@@ -191,6 +191,9 @@ func (x *exchange) outcomeDraft(result record.Result, cause string) []record.Dra
 		if x.facts != nil {
 			tell(&o.Verbatim, x.facts.Facts())
 		}
+		if f := x.plan.found; f != nil {
+			o.Verbatim.Reads, o.Verbatim.Writes, o.Verbatim.Functions = f.reads, f.writes, f.functions
+		}
 		if o.Verbatim.Job == nil {
 			o.Verbatim.Job = x.plan.call.Job
 		}

@@ -34,6 +34,9 @@ type gate interface {
 	settled(p *plan, status int, facts bigquery.ResponseFacts)
 	// answered is told what the caller is answered, once that is on record.
 	answered(p *plan, id record.ID, status int)
+	// finished is asked before the first row of a job's result goes out, when the
+	// head of the answer was read: what did the job really use?
+	finished(ctx context.Context, p *plan, facts bigquery.ResponseFacts, probe prober) *refusal
 }
 
 // prober lets the gate ask BigQuery itself: the request is on record first,
@@ -121,6 +124,7 @@ type exchange struct {
 	linger     bool   // a first piece waits for the rest of a small response
 	lingered   bool
 	facts      *bigquery.Scanner
+	checked    bool // the gate was asked about the finished job
 	status     int
 	forwarded  time.Time
 	firstByte  time.Time

@@ -127,6 +127,7 @@ type fakeGate struct {
 	refuseHead  *refusal
 	refuse      *refusal
 	replace     []byte
+	refuseRows  *refusal
 	settledWith int
 }
 
@@ -147,6 +148,9 @@ func (g *fakeGate) decide(_ context.Context, p *plan, _ []byte, _ prober) *refus
 func (g *fakeGate) settled(_ *plan, status int, _ bigquery.ResponseFacts) { g.settledWith = status }
 func (g *fakeGate) forwarded(*plan)                                       {}
 func (g *fakeGate) answered(*plan, record.ID, int)                        {}
+func (g *fakeGate) finished(context.Context, *plan, bigquery.ResponseFacts, prober) *refusal {
+	return g.refuseRows
+}
 
 type rig struct {
 	*exchange

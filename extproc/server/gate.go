@@ -15,6 +15,7 @@ import (
 	"verbatim.dev/extproc/bigquery"
 	"verbatim.dev/extproc/credential"
 	"verbatim.dev/policy"
+	"verbatim.dev/policy/sql"
 	"verbatim.dev/recorder/record"
 )
 
@@ -42,6 +43,8 @@ type Connection struct {
 	Client     *http.Client // for the gateway's own calls
 	// PerCaller: each caller's calls run as an account of its own.
 	PerCaller bool
+	// Observe lets through what the policy denies, and says so on record.
+	Observe bool
 }
 
 // Gate is one snapshot of the configuration: an exchange keeps the one that it
@@ -51,6 +54,15 @@ type Gate struct {
 	Revoked     func(*auth.Identity) (reason string, ok bool)
 	Policy      Policy
 	Connections []*Connection
+	// Observed are callers whose denials by the policy are let through.
+	Observed []Observed
+	SQL      Analyzer
+	// Analysis is how long reading a text may take, 2 seconds where 0.
+	Analysis time.Duration
+	DryRuns  *DryRuns // nil: none are made
+	Reaches  *Reaches
+	// Usage counts what callers use up; nil keeps no budgets.
+	Usage Usage
 	// SessionKey is the deployment's key for sessions and owners.
 	SessionKey []byte
 	Owners     *bigquery.Owners
@@ -210,6 +222,11 @@ func (g *Gate) decide(ctx context.Context, p *plan, body []byte, probe prober) *
 	}
 	facts, err := bigquery.ParseBody(p.route, contentType, encoding, job)
 	if err != nil {
+		if len(facts.Sources) > 0 { // an extract: what it would have taken away
+			p.facts = facts
+			_ = p.doors() // what they name is refused already
+			p.tellCall()
+		}
 		return refused(err, "body")
 	}
 	p.facts = facts
@@ -227,12 +244,17 @@ func (g *Gate) decide(ctx context.Context, p *plan, body []byte, probe prober) *
 		}
 	}
 	p.target()
-
-	decision, refusal := g.policy(ctx, p)
+	if refusal := g.understand(ctx, p); refusal != nil {
+		return refusal
+	}
+	decision, refusal := g.policy(ctx, p, probe)
 	if refusal != nil {
 		return refusal
 	}
 	if refusal := g.owned(ctx, p, probe); refusal != nil {
+		return refusal
+	}
+	if refusal := g.reached(ctx, p, probe); refusal != nil {
 		return refusal
 	}
 	if ask := g.instead(p); ask != nil {
@@ -279,6 +301,14 @@ func (g *Gate) instead(p *plan) func(context.Context, *plan, prober) *refusal {
 	return nil
 }
 
+// analysisTime is the limit of one analysis.
+func (g *Gate) analysisTime() time.Duration {
+	if g.Analysis > 0 {
+		return g.Analysis
+	}
+	return 2 * time.Second
+}
+
 var refusalCredential = refusal{status: 503, reason: bigquery.ReasonBackendError, code: "credential_unavailable", by: "credential",
 	message: "The gateway has no credential for BigQuery at the moment. Try again later; the operator finds the cause in the gateway's log."}
 
@@ -287,31 +317,87 @@ func policyFailed(why string) *refusal {
 		message: "The policy could not be evaluated, so the request is denied: " + why + "."}
 }
 
-// policy asks the rules.
-func (g *Gate) policy(ctx context.Context, p *plan) (*policy.Decision, *refusal) {
+// policy asks the rules, once more where they want to hear BigQuery first.
+func (g *Gate) policy(ctx context.Context, p *plan, probe prober) (*policy.Decision, *refusal) {
 	p.decision.Policy = g.Policy.Digest()
-	d, err := g.Policy.Decide(ctx, p.input(g.Now()))
-	if err != nil {
-		r := policyFailed("it failed")
-		var e *policy.Error
-		if errors.As(err, &e) {
-			r.code = string(e.Code)
-		}
-		g.Logger.Error("policy failed", "code", r.code, "error", err, "policy", p.decision.Policy)
+	d, r := g.evaluate(ctx, p)
+	if r != nil {
 		return nil, r
+	}
+	asked := d.DryRun
+	if asked {
+		if r := g.hear(ctx, p, probe); r != nil {
+			return nil, r
+		}
+		if d, r = g.evaluate(ctx, p); r != nil {
+			return nil, r
+		}
+		if d.DryRun {
+			return nil, policyFailed("it asks for a dry run that it has")
+		}
 	}
 	for _, r := range d.Reasons {
 		p.decision.Reasons = append(p.decision.Reasons, record.Reason(r))
 	}
-	if !d.Allow {
-		r := &refusal{status: 403, reason: bigquery.ReasonAccessDenied, code: "policy_denied", by: "policy", message: "The policy denies this request.", reasons: p.decision.Reasons}
+	var denied *refusal
+	switch {
+	case !d.Allow:
+		denied = &refusal{status: 403, reason: bigquery.ReasonAccessDenied, code: "policy_denied", by: "policy", message: "The policy denies this request.", reasons: p.decision.Reasons}
 		if len(d.Reasons) > 0 {
-			r.code, r.message = d.Reasons[0].Code, d.Reasons[0].Message
+			denied.code, denied.message = d.Reasons[0].Code, d.Reasons[0].Message
 		}
-		return nil, r
+	case asked && !p.uses.dry.Complete:
+		denied = &refusal{status: 403, reason: bigquery.ReasonAccessDenied, code: "dry_run_incomplete", by: "policy",
+			message: fmt.Sprintf("BigQuery's dry run does not list all tables that the query references (it lists at most %d), so nobody can say what it reads. Use fewer tables in one query.", mostTables)}
 	}
+	if denied != nil {
+		if !g.observes(p) {
+			return nil, denied
+		}
+		p.decision.WouldDeny = true
+		p.decision.Reasons = denied.reasons
+		if len(denied.reasons) == 0 {
+			p.decision.Reasons = []record.Reason{{Code: denied.code, Message: denied.message}}
+		}
+	}
+	// Whatever the rules say, and whoever only looks on: what is not understood
+	// does not run.
+	if f := p.uses.facts; f != nil && f.Problem != nil && f.Source != sql.SourceDryRun {
+		return nil, notUnderstood(f.Problem)
+	}
+	p.reaches()
 	p.decision.MaxBytes = d.Limits.MaximumBytesBilled
 	return d, nil
+}
+
+// hear asks BigQuery for the policy.
+func (g *Gate) hear(ctx context.Context, p *plan, probe prober) *refusal {
+	if p.facts.SessionID != "" { // whose it is comes before BigQuery is asked within it
+		if r := g.owned(ctx, p, probe); r != nil {
+			return r
+		}
+	}
+	if f := p.uses.facts; f != nil && f.Problem != nil && p.queries() && g.DryRuns != nil {
+		return g.standIn(ctx, p, probe)
+	}
+	return g.askDryRun(ctx, p, probe)
+}
+
+// evaluate asks the rules once.
+func (g *Gate) evaluate(ctx context.Context, p *plan) (*policy.Decision, *refusal) {
+	in := p.input(g.Now())
+	g.usage(p, in)
+	d, err := g.Policy.Decide(ctx, in)
+	if err == nil {
+		return d, nil
+	}
+	r := policyFailed("it failed")
+	var e *policy.Error
+	if errors.As(err, &e) {
+		r.code = string(e.Code)
+	}
+	g.Logger.Error("policy failed", "code", r.code, "error", err, "policy", p.decision.Policy)
+	return nil, r
 }
 
 // input is what the rules see.
@@ -349,8 +435,10 @@ func (p *plan) input(now time.Time) *policy.Input {
 		in.Request.Job = p.call.Job.ID
 	}
 	if p.facts.SQL != "" {
-		in.SQL = &policy.SQL{Text: p.facts.SQL, Legacy: p.facts.Legacy != nil && *p.facts.Legacy || p.facts.LegacyPrefix, Parameters: p.facts.Parameters}
+		in.SQL = &policy.SQL{Text: p.facts.SQL, Legacy: p.facts.Legacy != nil && *p.facts.Legacy || p.facts.LegacyPrefix, Parameters: p.facts.Parameters,
+			Facts: p.uses.facts, DryRun: p.uses.dry}
 	}
+	in.Reads, in.Writes, in.Incomplete = p.uses.reads, p.uses.writes, p.uses.incomplete
 	return in
 }
 
@@ -380,7 +468,7 @@ func (g *Gate) rewrite(p *plan, d *policy.Decision) *refusal {
 		}
 		return nil
 	}
-	changes := bigquery.Changes{MaximumBytesBilled: d.Limits.MaximumBytesBilled, ForceStandardSQL: true, Labels: map[string]string{}}
+	changes := bigquery.Changes{MaximumBytesBilled: d.Limits.MaximumBytesBilled, ForceStandardSQL: true, Labels: map[string]string{}, Project: p.call.Project}
 	for k, v := range d.Labels {
 		changes.Labels[k] = v
 	}
@@ -389,6 +477,11 @@ func (g *Gate) rewrite(p *plan, d *policy.Decision) *refusal {
 		location = p.facts.Job.Location
 	}
 	maps.Copy(changes.Labels, g.mark(p.call.Project, location, p.session, p.owner))
+	delete(changes.Labels, labelReach)
+	if p.reach != nil {
+		changes.Labels[labelReach], changes.NoCache = g.reachLabel(p.call.Project, p.reach.listed), true
+		p.nameJob()
+	}
 	// Without a job there are no labels to tell whose the result is. A project's
 	// own default may be another than the API's.
 	changes.JobCreationMode = "JOB_CREATION_REQUIRED"
@@ -425,6 +518,7 @@ func (p *plan) asks() bool {
 // forwarded notes a job that may run before BigQuery has said so: the kill
 // switch reaches it too.
 func (g *Gate) forwarded(p *plan) {
+	g.spend(p)
 	if p.asks() {
 		g.Jobs.Asked(RunningJob{Job: *p.call.Job, Identity: p.identity, Session: p.session, Connection: p.conn.Name})
 	}
@@ -439,6 +533,7 @@ func (g *Gate) settled(p *plan, status int, f bigquery.ResponseFacts) {
 	if p.identity == nil || status < 200 || status > 299 {
 		return
 	}
+	g.spent(p, f)
 	made := (p.call.Method == "bigquery.jobs.insert" || p.call.Method == "bigquery.jobs.query") && !p.call.DryRun
 	if f.Job == nil {
 		return
@@ -446,8 +541,16 @@ func (g *Gate) settled(p *plan, status int, f bigquery.ResponseFacts) {
 	running := f.State != "DONE" && (f.JobComplete == nil || !*f.JobComplete)
 	if made {
 		g.Owners.Put(bigquery.JobKey(*f.Job), p.owner)
+		id := p.facts.SessionID
 		if f.SessionID != "" {
+			id = f.SessionID
 			g.Owners.Put(bigquery.SessionKey(p.call.Project, f.SessionID), p.owner)
+		}
+		if made := p.uses.facts; id != "" && made != nil && len(made.Temporary) > 0 && g.Sessions != nil {
+			g.Sessions.Made(bigquery.SessionKey(p.call.Project, id), made.Temporary)
+		}
+		if p.reach != nil && p.found == nil && g.Reaches != nil {
+			g.Reaches.made(bigquery.JobKey(*f.Job), p.reach)
 		}
 		if running {
 			g.Jobs.Started(RunningJob{Job: *f.Job, Identity: p.identity, Session: p.session, Connection: p.conn.Name})
@@ -461,6 +564,9 @@ func (g *Gate) settled(p *plan, status int, f bigquery.ResponseFacts) {
 		owner, known := g.Owners.Owner(bigquery.JobKey(*f.Job))
 		if known && isOneOf(owner, ownersOf(p.identity)) {
 			g.Owners.Put(bigquery.TableKey(*d), owner)
+			if g.Reaches != nil {
+				g.Reaches.result(bigquery.TableKey(*d), *f.Job)
+			}
 		}
 	}
 }

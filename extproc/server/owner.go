@@ -190,6 +190,7 @@ func (g *Gate) ownsJob(ctx context.Context, p *plan, j record.Job, probe prober)
 			if err != nil {
 				return false, err
 			}
+			g.tellReach(key, job)
 			if job.Configuration.Labels[labelOwner] == "" && job.Statistics.ParentJobID != "" {
 				j.ID = job.Statistics.ParentJobID
 				continue
@@ -201,6 +202,9 @@ func (g *Gate) ownsJob(ctx context.Context, p *plan, j record.Job, probe prober)
 		if owns {
 			for _, k := range asked {
 				g.Owners.Put(k, as)
+				if g.Reaches != nil && k != key {
+					g.Reaches.child(k, key)
+				}
 			}
 		}
 		return owns, nil
@@ -288,12 +292,19 @@ func (g *Gate) ownsTable(ctx context.Context, p *plan, t bigquery.Table, probe p
 			return true, nil
 		}
 	}
+	var found *jobResource
 	as, err := g.findJob(ctx, p, "job of anonymous table", owners, probe, func(job *jobResource) bool {
 		d := job.Configuration.Query.DestinationTable
+		found = job
 		return bigquery.TableKey(bigquery.Table{Project: d.ProjectID, Dataset: d.DatasetID, Table: d.TableID}) == key
 	})
 	if err != nil || as == nil {
 		return false, err
+	}
+	if g.Reaches != nil {
+		j := record.Job{Project: found.JobReference.ProjectID, Location: found.JobReference.Location, ID: found.JobReference.JobID}
+		g.tellReach(bigquery.JobKey(j), found)
+		g.Reaches.result(key, j)
 	}
 	g.Owners.Put(key, *as)
 	return true, nil

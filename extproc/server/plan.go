@@ -101,6 +101,9 @@ type plan struct {
 	query    string
 	decision record.Decision
 	owner    bigquery.Owner // of what the request makes
+	uses     uses
+	reach    *reach     // what the job's list of tables is held against; nil: nothing
+	found    *foundUses // what the finished job was found to use
 
 	token       string                 // the caller's, until the head has gone upstream
 	path        string                 // :path for upstream

@@ -1,6 +1,8 @@
 package server
 
 import (
+	"context"
+
 	extproc "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"verbatim.dev/extproc/bigquery"
 	"verbatim.dev/recorder/record"
@@ -38,12 +40,36 @@ func (x *exchange) responseBody(b []byte, end bool) {
 	if len(b) > 0 {
 		x.facts.Write(b)
 		x.down.add(x.chunk(b))
+		if !x.rowsMayGo() {
+			return
+		}
 	}
 	if end {
 		x.finish(nil)
 		return
 	}
 	x.flushResponse()
+}
+
+// rowsMayGo asks the gate about the finished job when the first row has come
+// and not gone out, where the decision rested on a dry run. It reports whether
+// the exchange goes on.
+func (x *exchange) rowsMayGo() bool {
+	if x.checked || x.plan.reach == nil {
+		return true
+	}
+	f := x.facts.Facts()
+	if !f.HasRows && !f.Arrow {
+		return true
+	}
+	x.checked = true
+	ctx, cancel := context.WithTimeout(x.ctx, x.timeout)
+	defer cancel()
+	if refused := x.gate.finished(ctx, x.plan, f, x.prober(x)); refused != nil {
+		x.deny(refused)
+		return false
+	}
+	return true
 }
 
 func (x *exchange) responseTrailers() {

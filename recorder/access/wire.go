@@ -111,8 +111,8 @@ func (r *SearchRequest) query() (search.Query, error) {
 	switch {
 	case r.Limit < 0:
 		return q, fmt.Errorf("limit %d: want 0 (all) or more", r.Limit)
-	case r.Decision != "" && r.Decision != "allow" && r.Decision != "deny":
-		return q, fmt.Errorf("decision %q: want allow or deny", r.Decision)
+	case r.Decision != "" && r.Decision != "allow" && r.Decision != "deny" && r.Decision != "would_deny":
+		return q, fmt.Errorf("decision %q: want allow, deny or would_deny", r.Decision)
 	}
 	return q, nil
 }

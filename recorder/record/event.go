@@ -126,8 +126,8 @@ type Reason struct {
 type Decision struct {
 	Allow   bool     `json:"allow"`
 	Reasons []Reason `json:"reasons,omitempty"`
-	// By is the part that decided: policy, authentication, route, body,
-	// connection, credential, capacity, revocation, ownership.
+	// By is the part that decided: policy, authentication, route, body, sql,
+	// dry_run, connection, credential, capacity, revocation, ownership.
 	By string `json:"by"`
 	// Policy is the digest of the policy bundle that decided, where it did.
 	Policy     string            `json:"policy_digest,omitempty"`
@@ -323,7 +323,7 @@ type Received struct {
 // Probe is the body of a probe record: a call that the gateway made itself.
 type Probe struct {
 	At       time.Time       `json:"at"`
-	Purpose  string          `json:"purpose"` // "owner of job", "cancel of revoked caller"
+	Purpose  string          `json:"purpose"` // "owner of job", "dry run", "tables of the finished job", "cancel of a revoked caller's job"
 	Method   string          `json:"method"`
 	Path     string          `json:"path"`
 	Request  json.RawMessage `json:"request,omitempty"` // the body that was sent

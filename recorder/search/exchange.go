@@ -3,6 +3,7 @@ package search
 import (
 	"encoding/json"
 	"errors"
+	"slices"
 	"time"
 
 	"verbatim.dev/recorder/keyring"
@@ -37,6 +38,15 @@ type Exchange struct {
 	SQLSHA256  string          `json:"sql_sha256,omitempty"`
 	SQL        string          `json:"sql,omitempty"`
 	Parameters json.RawMessage `json:"parameters,omitempty"`
+	// Statements are the kinds of the SQL's statements. Reads, Writes and Functions
+	// are what it used, with how that is known: of the request when it was decided,
+	// and of the finished job where the gateway asked. Opaque says what nobody
+	// could see through.
+	Statements []string          `json:"statements,omitempty"`
+	Reads      []record.TableUse `json:"reads,omitempty"`
+	Writes     []record.TableUse `json:"writes,omitempty"`
+	Functions  []string          `json:"functions,omitempty"`
+	Opaque     []string          `json:"opaque,omitempty"`
 	// Decision is nil where the exchange ended before one fell.
 	Decision *Decision     `json:"decision"`
 	Status   int           `json:"status,omitempty"` // HTTP, as the caller got it
@@ -89,11 +99,14 @@ type Decision struct {
 	Reasons []record.Reason `json:"reasons"`
 	By      string          `json:"by,omitempty"`
 	Policy  string          `json:"policy_digest,omitempty"`
+	// WouldDeny: the policy denied, and only observed.
+	WouldDeny bool `json:"would_deny,omitempty"`
 }
 
 func (x *Exchange) call(c record.Call) {
 	x.Method, x.Project, x.Dataset, x.Table = c.Method, c.Project, c.Dataset, c.Table
 	x.DryRun, x.SQL, x.Parameters, x.Job = c.DryRun, c.SQL, c.Parameters, c.Job
+	x.Statements, x.Reads, x.Writes, x.Functions, x.Opaque = c.Statements, c.Reads, c.Writes, c.Functions, c.Opaque
 }
 
 func (x *Exchange) received(r *record.Received) {
@@ -113,7 +126,7 @@ func (x *Exchange) intent(i *record.Intent) {
 		x.Connection, x.Recording = v.Connection.Name, v.Connection.Recording
 	}
 	x.call(v.Call)
-	x.Decision = &Decision{Allow: v.Decision.Allow, Reasons: v.Decision.Reasons, By: v.Decision.By, Policy: v.Decision.Policy}
+	x.Decision = &Decision{Allow: v.Decision.Allow, Reasons: v.Decision.Reasons, By: v.Decision.By, Policy: v.Decision.Policy, WouldDeny: v.Decision.WouldDeny}
 	if x.Decision.Reasons == nil {
 		x.Decision.Reasons = []record.Reason{}
 	}
@@ -125,6 +138,16 @@ func (x *Exchange) intent(i *record.Intent) {
 	}
 }
 
+// joined returns the members of both lists, each once.
+func joined[T comparable](a, b []T) []T {
+	for _, v := range b {
+		if !slices.Contains(a, v) {
+			a = append(a[:len(a):len(a)], v)
+		}
+	}
+	return a
+}
+
 func (x *Exchange) outcome(o *record.Outcome, at time.Time) {
 	v := &o.Verbatim
 	x.Status, x.Result, x.Cause, x.Error = o.Response.Code, v.Result, v.Cause, v.Error
@@ -133,6 +156,7 @@ func (x *Exchange) outcome(o *record.Outcome, at time.Time) {
 	}
 	x.JobState, x.Rows, x.TotalRows = v.State, v.Rows, v.TotalRows
 	x.BytesBilled, x.BytesProcessed, x.CacheHit = v.BytesBilled, v.Processed, v.CacheHit
+	x.Reads, x.Writes, x.Functions = joined(x.Reads, v.Reads), joined(x.Writes, v.Writes), joined(x.Functions, v.Functions)
 	x.Forwarded, x.FirstByte, x.LastByte = utc(v.Forwarded), utc(v.FirstByte), utc(v.LastByte)
 	x.Ended = utc(&at)
 	bytes := o.Response.Length

@@ -1,6 +1,7 @@
 package search
 
 import (
+	"slices"
 	"strings"
 	"time"
 
@@ -19,9 +20,11 @@ type Filter struct {
 	Repository string // of the verified provenance
 	Commit     string // or the beginning of it
 	Project    string
-	Table      string // text within the called table's name or the SQL
+	// Table is text within the called table's name, the name of a table that was
+	// read or written, through a view or as a wildcard's part too, or the SQL.
+	Table      string
 	SQL        string // text within the SQL
-	Decision   string // "allow" or "deny"
+	Decision   string // "allow", "deny" or "would_deny"
 	Reason     string // code
 	Job        string // ID, or as PROJECT:LOCATION.ID
 	Session    string
@@ -50,17 +53,20 @@ func (f *Filter) begun(x *Exchange) bool {
 		(f.Repository == "" || x.Provenance != nil && like(f.Repository, x.Provenance.Repository)) &&
 		(f.Commit == "" || x.Provenance != nil && hasPrefix(x.Provenance.Commit, f.Commit)) &&
 		(f.Project == "" || like(f.Project, x.Project)) &&
-		(f.Table == "" || table(f.Table, x)) &&
+		(f.Table == "" || table(f.Table, x) || mayReadMore(x)) &&
 		(f.SQL == "" || contains(x.SQL, f.SQL)) &&
 		(f.Session == "" || like(f.Session, x.Session)) &&
 		(f.Connection == "" || like(f.Connection, x.Connection)) &&
 		(f.Method == "" || like(f.Method, x.Method) || like("bigquery."+f.Method, x.Method)) &&
-		(f.Decision == "" || x.Decision != nil && x.Decision.Allow == (f.Decision == "allow")) &&
+		(f.Decision == "" || x.Decision != nil && decided(f.Decision, x.Decision)) &&
 		(f.Reason == "" || reason(f.Reason, x.Decision))
 }
 
 // ended compares what only the outcome knows.
 func (f *Filter) ended(x *Exchange) bool {
+	if f.Table != "" && !table(f.Table, x) {
+		return false
+	}
 	return f.Job == "" || x.Job != nil && (like(f.Job, x.Job.ID) || like(f.Job, x.Job.String()))
 }
 
@@ -111,9 +117,53 @@ func reason(want string, d *Decision) bool {
 	return false
 }
 
+func decided(want string, d *Decision) bool {
+	switch want {
+	case "allow":
+		return d.Allow
+	case "would_deny":
+		return d.WouldDeny
+	}
+	return !d.Allow
+}
+
 func table(want string, x *Exchange) bool {
 	bare := func(s string) string { return strings.ReplaceAll(s, "`", "") }
-	return contains(x.Project+"."+x.Dataset+"."+x.Table, bare(want)) || contains(bare(x.SQL), bare(want))
+	want = bare(want)
+	if contains(x.Project+"."+x.Dataset+"."+x.Table, want) || contains(bare(x.SQL), want) {
+		return true
+	}
+	return slices.ContainsFunc(x.Reads, func(u record.TableUse) bool { return uses(u.Table, want) }) ||
+		slices.ContainsFunc(x.Writes, func(u record.TableUse) bool { return uses(u.Table, want) })
+}
+
+// uses reports whether a table that was used is the wanted one: by a part of its
+// name, or as one of those that a wildcard stands for.
+func uses(used, want string) bool {
+	if contains(used, want) {
+		return true
+	}
+	prefix, wild := strings.CutSuffix(used, "*")
+	if !wild {
+		return false
+	}
+	// The wanted name may leave the project out, or the dataset too.
+	for {
+		if len(want) >= len(prefix) && hasPrefix(want, prefix) {
+			return prefix != ""
+		}
+		_, rest, more := strings.Cut(prefix, ".")
+		if !more {
+			return false
+		}
+		prefix = rest
+	}
+}
+
+// mayReadMore reports whether the outcome may name tables that the intent does
+// not: the gateway then asks for the finished job's.
+func mayReadMore(x *Exchange) bool {
+	return slices.ContainsFunc(x.Reads, func(u record.TableUse) bool { return u.Source == "dry_run" }) || strings.HasSuffix(x.Method, ".getQueryResults")
 }
 
 func contains(s, part string) bool {

@@ -30,7 +30,7 @@ func (x *Exchange) Metadata() *Exchange {
 		m.SQLSHA256 = hex.EncodeToString(sum[:])
 	}
 	if d := x.Decision; d != nil {
-		m.Decision = &Decision{Allow: d.Allow, By: d.By, Policy: d.Policy, Reasons: []record.Reason{}}
+		m.Decision = &Decision{Allow: d.Allow, By: d.By, Policy: d.Policy, WouldDeny: d.WouldDeny, Reasons: []record.Reason{}}
 		for _, r := range d.Reasons {
 			m.Decision.Reasons = append(m.Decision.Reasons, record.Reason{Code: r.Code})
 		}

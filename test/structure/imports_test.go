@@ -43,9 +43,10 @@ var rules = []struct {
 	{"extproc/bigquery", []string{"recorder/record"}, "what a call means needs no I/O"},
 	{"extproc/auth", []string{"recorder/record"}, "identities are the record's words"},
 	{"extproc/credential", []string{"recorder/record"}, "a credential knows whom it is for, no more"},
+	{"extproc/usage", []string{"policy"}, "counts are told in the policy's words"},
 	{"extproc/config", []string{"extproc/credential", "recorder/record"}, "reading a file starts nothing"},
 	{"extproc/authoring", []string{"extproc/bigquery", "policy", "policy/sql", "recorder/record", "recorder/search"}, "authors read records as auditors do; the gateway's way of an exchange does not know it"},
-	{"extproc/server", []string{"extproc/auth", "extproc/bigquery", "extproc/credential", "policy", "policy/sql", "recorder/record"}, "it knows the recorder by its records and one method"},
+	{"extproc/server", []string{"extproc/auth", "extproc/bigquery", "extproc/credential", "extproc/usage", "policy", "policy/sql", "recorder/record"}, "it knows the recorder by its records and one method"},
 }
 
 // TestImports fails on an import that the architecture does not have.

@@ -67,6 +67,10 @@ type Double struct {
 	asked    map[string]string // job id by project and requestId
 	made     int               // jobs, ever
 	finished []Upload
+	// What the double was told of SQL; the maps of texts are replaced, not changed.
+	views, routines map[string]string
+	bytes           map[string]int64
+	told            map[string]*References
 }
 
 // Request is what the double saw of one request.

@@ -32,6 +32,9 @@ type job struct {
 	made int
 	// session is the id of the BigQuery session that it ran in.
 	session string
+	// refs are what its query referenced when it ran; nil where it is no query,
+	// or one that the double does not understand.
+	refs *References
 }
 
 // Account is as whom jobs run, whatever the token.
@@ -51,12 +54,8 @@ type jobRequest struct {
 type jobConfiguration struct {
 	DryRun bool              `json:"dryRun"`
 	Labels map[string]string `json:"labels"`
-	Query  *struct {
-		Query            string   `json:"query"`
-		DestinationTable tableRef `json:"destinationTable"`
-		sessionRequest
-	} `json:"query"`
-	Load *struct {
+	Query  *queryConfig      `json:"query"`
+	Load   *struct {
 		DestinationTable tableRef `json:"destinationTable"`
 	} `json:"load"`
 }
@@ -100,11 +99,10 @@ func (d *Double) addJob(id string, j *job) bool {
 // query is jobs.query.
 func (d *Double) query(w http.ResponseWriter, r *http.Request, project string) {
 	var q struct {
-		Query     string            `json:"query"`
+		queryConfig
 		DryRun    bool              `json:"dryRun"`
 		Labels    map[string]string `json:"labels"`
 		RequestID string            `json:"requestId"`
-		sessionRequest
 	}
 	body, err := readJSON(r, &q)
 	if err != nil {
@@ -121,6 +119,7 @@ func (d *Double) query(w http.ResponseWriter, r *http.Request, project string) {
 			"schema": syntheticSchema, "totalBytesProcessed": "0", "cacheHit": false})
 		return
 	}
+	refs, _ := d.references(r.Context(), project, q.queryConfig)
 	if ok || d.proxy == nil {
 		session, known := d.session(q.sessionRequest)
 		if !known {
@@ -128,7 +127,11 @@ func (d *Double) query(w http.ResponseWriter, r *http.Request, project string) {
 			return
 		}
 		id := d.idFor(project, q.RequestID)
-		d.addJob(id, &job{project: project, synthetic: &s, own: syntheticJob(project, id, q.Query, q.Labels, session), until: time.Now().Add(s.run), session: session})
+		resource := syntheticJob(project, id, q.Query, q.Labels, session)
+		if refs != nil {
+			refs.put(resource)
+		}
+		d.addJob(id, &job{project: project, synthetic: &s, own: resource, until: time.Now().Add(s.run), session: session})
 		if session != "" {
 			writeJSON(w, http.StatusOK, map[string]any{"kind": queryResponse, "jobReference": map[string]any{"projectId": project, "jobId": id, "location": "US"},
 				"jobComplete": true, "schema": syntheticSchema, "totalRows": "0", "totalBytesProcessed": "0", "cacheHit": false, "sessionInfo": map[string]any{"sessionId": session}})
@@ -166,7 +169,7 @@ func (d *Double) query(w http.ResponseWriter, r *http.Request, project string) {
 			return
 		}
 		if id := answer.JobReference.JobID; id != "" {
-			d.addJob(id, &job{project: project, labels: q.Labels})
+			d.addJob(id, &job{project: project, labels: q.Labels, refs: refs})
 		}
 	}
 	res.copyTo(w)
@@ -194,6 +197,14 @@ func (d *Double) insert(w http.ResponseWriter, r *http.Request, project string) 
 			return
 		}
 		own = own || found
+		if c.DryRun {
+			d.dryRun(w, r, project, c, body, own)
+			return
+		}
+	}
+	var refs *References
+	if c.Query != nil {
+		refs, _ = d.references(r.Context(), project, *c.Query)
 	}
 	if id == "" {
 		id = newID("job_")
@@ -201,12 +212,22 @@ func (d *Double) insert(w http.ResponseWriter, r *http.Request, project string) 
 			// The emulator chooses its own; it is learnt from the answer.
 			replay(r, body)
 			res := d.capture(r)
+			var answer struct {
+				JobReference jobReference `json:"jobReference"`
+			}
+			if json.Unmarshal(res.body.Bytes(), &answer) == nil {
+				if j := d.knownJob(answer.JobReference.JobID); j != nil {
+					d.mu.Lock()
+					j.refs = refs
+					d.mu.Unlock()
+				}
+			}
 			res.label(c.Labels)
 			res.copyTo(w)
 			return
 		}
 	}
-	j := &job{project: project, labels: c.Labels}
+	j := &job{project: project, labels: c.Labels, refs: refs}
 	if own {
 		if c.Query == nil {
 			writeError(w, http.StatusNotImplemented, "notImplemented", "no emulator behind: only queries and uploads")
@@ -219,9 +240,8 @@ func (d *Double) insert(w http.ResponseWriter, r *http.Request, project string) 
 		}
 		j.session = session
 		j.synthetic, j.own, j.until = &s, syntheticJob(project, id, c.Query.Query, c.Labels, session), time.Now().Add(s.run)
-		if c.DryRun {
-			j.own["configuration"].(map[string]any)["dryRun"] = true
-			j.own["statistics"].(map[string]any)["query"].(map[string]any)["schema"] = syntheticSchema
+		if refs != nil {
+			refs.put(j.own)
 		}
 	}
 	// The emulator would overwrite a job; BigQuery refuses. Dry runs leave none.
@@ -326,6 +346,10 @@ func (d *Double) job(w http.ResponseWriter, r *http.Request, project, id string)
 		var labels map[string]string
 		if j != nil {
 			labels = j.labels
+			d.mu.Lock()
+			refs := j.refs
+			d.mu.Unlock()
+			res.refer(refs)
 		}
 		res.label(labels)
 		res.copyTo(w)
