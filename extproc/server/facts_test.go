@@ -126,7 +126,7 @@ func (b *bq) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	res := b.resource(what)
-	res["configuration"] = map[string]any{"labels": labels}
+	res["configuration"], res["user_email"] = map[string]any{"labels": labels}, "gateway@example.com"
 	json.NewEncoder(w).Encode(res)
 }
 
@@ -146,6 +146,7 @@ func newSQLRig(t *testing.T, p Policy) *sqlRig {
 		Verifier: proven{}, Revoked: func(*auth.Identity) (string, bool) { return "", false }, Retention: map[string]bool{},
 		Connections: []*Connection{{Name: "c", Projects: []string{"p"}, Recording: "full", REST: srv.URL, Credential: fixedToken{}, Client: srv.Client()}},
 		Owners:      bigquery.NewOwners(0), Jobs: NewJobs(10), SQL: sql.New(sql.Config{}), DryRuns: NewDryRuns(time.Minute, 100), Reaches: NewReaches(100),
+		Accounts: NewAccounts(), Sessions: NewSessions(10),
 	}}
 }
 
@@ -313,7 +314,7 @@ func TestDryRunShowsWhatIsBehindAView(t *testing.T) {
 			}
 		}
 	}
-	if err := json.Unmarshal([]byte(s.bq.asked[1]), &asked); err != nil || !asked.Configuration.DryRun || asked.Configuration.Query.Query != open || *asked.Configuration.Query.UseLegacySQL || len(asked.Configuration.Labels) != 2 {
+	if err := json.Unmarshal([]byte(s.bq.asked[1]), &asked); err != nil || !asked.Configuration.DryRun || asked.Configuration.Query.Query != open || *asked.Configuration.Query.UseLegacySQL || len(asked.Configuration.Labels) != 3 {
 		t.Errorf("BigQuery was asked %s", s.bq.asked[1])
 	}
 	if len(s.bq.asked) != 2 {
@@ -443,6 +444,7 @@ func TestLaterPagesAreHeldAgainstTheDryRun(t *testing.T) {
 	}
 	other := func() *sqlRig {
 		o := newSQLRig(t, forbids("secret"))
+		o.bq.answer["SELECT 1"] = "SELECT" // which tells the gateway's account
 		o.bq.labels, o.bq.jobs = s.bq.labels, s.bq.jobs
 		return o
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -251,7 +253,7 @@ func TestObserveMode(t *testing.T) {
 	}})
 	ada, eve := caller{r, mint(t, r, "ada", "open", "migrating")}, caller{r, mint(t, r, "eve", "open")}
 	body := map[string]any{"query": "SELECT a FROM secret.t", "useLegacySql": false}
-	denied(t, r, "who is not observed", eve.post(t, api+"/queries", body), 403, r.codeOf(t, eve, body))
+	denied(t, r, "who is not observed", eve.post(t, api+"/queries", body), 403, "dataset_denied")
 	a := ada.post(t, api+"/queries", body)
 	x, _ := r.Evidence(a.Receipt)
 	if a.Status != 200 || x.Decision == nil || !x.Decision.Allow || !x.Decision.WouldDeny || len(x.Decision.Reasons) == 0 || x.Decision.Reasons[0].Code == "granted" {
@@ -350,7 +352,11 @@ func TestViewsWithClients(t *testing.T) {
 	}
 	dir := t.TempDir()
 	token := mint(t, r, "ada", "open")
-	j := job{URL: r.URL(), Project: harness.Project, Tokens: map[string]string{"reader": writeToken(t, dir, token)}, Steps: []step{
+	file := filepath.Join(dir, "reader.token")
+	if err := os.WriteFile(file, []byte(token), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	j := job{URL: r.URL(), Project: harness.Project, Tokens: map[string]string{"reader": file}, Steps: []step{
 		{Name: "safe", Do: "query", As: "reader", SQL: "SELECT a FROM open.safe ORDER BY a"},
 		{Name: "leaky", Do: "query", As: "reader", SQL: "SELECT a FROM open.leaky"},
 	}}
