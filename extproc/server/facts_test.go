@@ -387,6 +387,14 @@ func TestDryRunStandsInForTheParser(t *testing.T) {
 			t.Errorf("%s: %q names no place", c.text, m)
 		}
 	}
+	// Nor does a policy have to ask that denies for that reason alone.
+	s.gate.Policy = rules(func(in *policy.Input) *policy.Decision {
+		if in.SQL.Facts.Source == sql.SourceParser {
+			return &policy.Decision{Reasons: []policy.Reason{{Code: policy.CodeUnreadable, Message: "unreadable"}}}
+		}
+		return &policy.Decision{Allow: true}
+	})
+	check(t, "a policy that cannot read", s.query("MERGE 1").verdict(t), "allow")
 	// A policy that asks for nothing cannot let through what nobody understands.
 	s.gate.Policy = rules(allow)
 	check(t, "no dry run asked for", s.query("MERGE 9").verdict(t), "403 sql_unsupported")

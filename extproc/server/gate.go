@@ -324,7 +324,7 @@ func (g *Gate) policy(ctx context.Context, p *plan, probe prober) (*policy.Decis
 	if r != nil {
 		return nil, r
 	}
-	asked := d.DryRun
+	asked := d.DryRun || g.unread(p, d)
 	if asked {
 		if r := g.hear(ctx, p, probe); r != nil {
 			return nil, r
@@ -368,6 +368,14 @@ func (g *Gate) policy(ctx context.Context, p *plan, probe prober) (*policy.Decis
 	p.reaches()
 	p.decision.MaxBytes = d.Limits.MaximumBytesBilled
 	return d, nil
+}
+
+// unread reports whether the policy denies a text for no other reason than that
+// the parser could not read it, and BigQuery may.
+func (g *Gate) unread(p *plan, d *policy.Decision) bool {
+	f := p.uses.facts
+	return f != nil && f.Problem != nil && f.Problem.Fallback && p.uses.dry == nil && p.queries() && g.DryRuns != nil &&
+		!d.Allow && len(d.Reasons) > 0 && d.Reasons[0].Code == policy.CodeUnreadable
 }
 
 // hear asks BigQuery for the policy.

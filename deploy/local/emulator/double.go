@@ -285,6 +285,8 @@ func (d *Double) route(w http.ResponseWriter, r *http.Request) {
 		d.job(w, r, part[0], part[2])
 	case len(part) == 4 && part[1] == "jobs" && part[3] == "cancel" && r.Method == http.MethodPost:
 		d.cancel(w, r, part[0], part[2])
+	case len(part) == 4 && part[1] == "datasets" && part[3] == "tables" && r.Method == http.MethodPost:
+		d.insertTable(w, r, part[0], part[2])
 	case len(part) == 6 && part[1] == "datasets" && part[3] == "tables" && part[5] == "data" && r.Method == http.MethodGet:
 		d.rows(w, r, part[0], part[2], part[4])
 	default:

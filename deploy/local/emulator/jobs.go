@@ -169,6 +169,7 @@ func (d *Double) query(w http.ResponseWriter, r *http.Request, project string) {
 			return
 		}
 		if id := answer.JobReference.JobID; id != "" {
+			d.created(refs, q.Query)
 			d.addJob(id, &job{project: project, labels: q.Labels, refs: refs})
 		}
 	}
@@ -212,6 +213,9 @@ func (d *Double) insert(w http.ResponseWriter, r *http.Request, project string) 
 			// The emulator chooses its own; it is learnt from the answer.
 			replay(r, body)
 			res := d.capture(r)
+			if c.Query != nil {
+				d.created(refs, c.Query.Query)
+			}
 			var answer struct {
 				JobReference jobReference `json:"jobReference"`
 			}
@@ -255,6 +259,9 @@ func (d *Double) insert(w http.ResponseWriter, r *http.Request, project string) 
 	}
 	replay(r, body)
 	res := d.capture(r)
+	if c.Query != nil && res.status < 400 {
+		d.created(refs, c.Query.Query)
+	}
 	if res.status >= 400 {
 		// It was refused, so the id is free again.
 		d.mu.Lock()

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -211,6 +212,43 @@ func (d *Double) table(ctx context.Context, t sql.Table) (text string, bytes int
 	}
 	n, _ := strconv.ParseInt(table.NumBytes, 10, 64)
 	return table.View.Query, n, true
+}
+
+// createView is a CREATE VIEW, as far as the double has to understand it.
+var createView = regexp.MustCompile(`(?is)^\s*CREATE\s+(?:OR\s+REPLACE\s+)?VIEW\s+(?:IF\s+NOT\s+EXISTS\s+)?\S+\s+AS\s+(.*)$`)
+
+// created remembers a view that a query made: the emulator does not tell its
+// text.
+func (d *Double) created(r *References, text string) {
+	if r == nil || r.StatementType != "CREATE_VIEW" || r.Target == "" {
+		return
+	}
+	if m := createView.FindStringSubmatch(text); m != nil {
+		d.SetView(r.Target, m[1])
+	}
+}
+
+// insertTable is tables.insert: a view's text is remembered.
+func (d *Double) insertTable(w http.ResponseWriter, r *http.Request, project, dataset string) {
+	var t struct {
+		TableReference struct {
+			TableID string `json:"tableId"`
+		} `json:"tableReference"`
+		View struct {
+			Query string `json:"query"`
+		} `json:"view"`
+	}
+	body, err := readJSON(r, &t)
+	if err != nil {
+		writeError(w, http.StatusBadRequest, "parseError", err.Error())
+		return
+	}
+	replay(r, body)
+	res := d.capture(r)
+	if res.status == http.StatusOK && t.View.Query != "" {
+		d.SetView(project+"."+dataset+"."+t.TableReference.TableID, t.View.Query)
+	}
+	res.copyTo(w)
 }
 
 // put writes the references into a job's statistics.
