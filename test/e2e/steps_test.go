@@ -135,7 +135,8 @@ func check(t *testing.T, want []step, got []result) map[string]string {
 		g := got[i]
 		switch {
 		case s.deny != "":
-			m := receiptIn.FindStringSubmatch(g.Error)
+			// bq wraps lines.
+			m := receiptIn.FindStringSubmatch(strings.Join(strings.Fields(g.Error), " "))
 			if !strings.Contains(g.Error, "Verbatim: ") || m == nil || m[1] != s.deny {
 				t.Errorf("%s: want a denial with %s and a receipt, the user sees %q", s.Name, s.deny, g.Error)
 				continue
