@@ -477,6 +477,43 @@ var tests = map[string]func(t *testing.T){
 		env(t, "CONFORMANCE_ON_GCE", "1 where this runs on Google Cloud")
 		token(t, credential.Config{Kind: credential.KindMetadata}, credential.Caller{})
 	},
+	"dry-run-tables": func(t *testing.T) {
+		g := real(t)
+		table, view := g.scratchView()
+		if got := g.dryRun("SELECT * FROM " + view); !strings.Contains(got, `"tableId":"`+table+`"`) {
+			t.Errorf("a dry run over a view says %s", got)
+		}
+	},
+	"dry-run-routines": func(t *testing.T) {
+		g := real(t)
+		table, _ := g.scratchView()
+		name := unique()
+		g.script("CREATE FUNCTION " + name + "() AS ((SELECT MAX(a) FROM " + table + "))")
+		t.Cleanup(func() { g.defaulted("DROP FUNCTION IF EXISTS " + name) })
+		got := g.dryRun("SELECT `" + g.project + "." + g.dataset + "." + name + "`()")
+		if !strings.Contains(got, `"routineId":"`+name+`"`) || !strings.Contains(got, `"tableId":"`+table+`"`) {
+			t.Errorf("a dry run over a function says %s", got)
+		}
+	},
+	"dry-run-target": func(t *testing.T) {
+		g := real(t)
+		table, _ := g.scratchView()
+		got := g.dryRun("DELETE FROM " + table + " WHERE a = 7")
+		if !strings.Contains(got, `"destinationTable":{`) && !strings.Contains(got, `"ddlTargetTable":{`) {
+			t.Errorf("a dry run of DML says %s", got)
+		}
+	},
+	"job-tables": func(t *testing.T) {
+		g := real(t)
+		table, view := g.scratchView()
+		a := g.query(map[string]any{"query": "SELECT * FROM " + view, "useLegacySql": false, "useQueryCache": false,
+			"defaultDataset": map[string]string{"projectId": g.project, "datasetId": g.dataset}})
+		id, location := g.job(a)
+		got, _ := json.Marshal(g.jobGet(id, location, "&fields=statistics(query(referencedTables))"))
+		if !strings.Contains(string(got), `"tableId":"`+table+`"`) {
+			t.Errorf("the finished job says %s", got)
+		}
+	},
 	"gcs-create-only": func(t *testing.T) {
 		_, v := bucketVault(t)
 		for _, n := range []int{10, 9 << 20} {
@@ -632,6 +669,35 @@ func (g *google) load() []byte {
 	dataset := env(g.t, "CONFORMANCE_DATASET", "a dataset of the project that tables may be loaded into")
 	return []byte(fmt.Sprintf(`{"configuration":{"labels":{"verbatim_owner":%q},"load":{"destinationTable":{"projectId":%q,"datasetId":%q,"tableId":%q},"sourceFormat":"NEWLINE_DELIMITED_JSON","autodetect":true}}}`,
 		longLabel, g.project, dataset, unique()))
+}
+
+// scratchView makes a table and a view over it, and returns their names.
+func (g *google) scratchView() (table, view string) {
+	g.t.Helper()
+	table, view = unique(), unique()
+	g.script("CREATE TABLE " + table + " AS SELECT 1 AS a")
+	g.script("CREATE VIEW " + view + " AS SELECT a FROM `" + g.project + "." + g.dataset + "." + table + "`")
+	g.t.Cleanup(func() { g.defaulted("DROP VIEW IF EXISTS " + view + "; DROP TABLE IF EXISTS " + table) })
+	return table, view
+}
+
+// dryRun returns what a dry run says, compact.
+func (g *google) dryRun(text string) string {
+	g.t.Helper()
+	b, err := json.Marshal(map[string]any{"configuration": map[string]any{"dryRun": true, "query": map[string]any{"query": text, "useLegacySql": false,
+		"defaultDataset": map[string]string{"projectId": g.project, "datasetId": g.dataset}}}})
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	a := g.do("POST", "/bigquery/v2/projects/"+g.project+"/jobs", b)
+	if a.status != 200 {
+		g.t.Fatalf("%s: status %d: %.300s", text, a.status, a.body)
+	}
+	out, err := json.Marshal(a.json(g.t))
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return string(out)
 }
 
 func TestGoogle(t *testing.T) {

@@ -21,6 +21,14 @@
 // backend a query with no such comment gets one row. With run=DURATION its job
 // is RUNNING for so long, or until it is cancelled.
 //
+// # Dry runs
+//
+// A dry run by jobs.insert, and jobs.get of a query, say which tables and routines
+// the query references, views and SQL functions opened up: those that were made
+// through the double, that the emulator shows, or that a test told of
+// ([Double.SetView], [Double.SetRoutine], [Double.SetReferences]). It reads with the
+// gateway's own parser, and so proves nothing about that.
+//
 // # Uploads
 //
 // Without a backend, and with one when the destination's dataset is
