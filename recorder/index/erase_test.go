@@ -233,7 +233,8 @@ func TestHeldErasure(t *testing.T) {
 	s := folder(t)
 	mustBuild(t, config(t, v, s))
 	files := maps.Clone(v.Files)
-	erase(t, v, "e1", all(t, s)[ids[0].String()])
+	first := all(t, s)[ids[0].String()]
+	erase(t, v, "e1", first)
 	for name, b := range files {
 		v.Files[name] = b // the keys
 	}
@@ -243,6 +244,24 @@ func TestHeldErasure(t *testing.T) {
 		}
 	}
 	if stats := mustBuild(t, config(t, v, s)); stats.Purged != 0 || len(all(t, s)) != 26 {
+		t.Errorf("%+v", stats)
+	}
+	sound(t, config(t, v, s))
+	// When the hold is lifted the erasure is gone on with, key by key.
+	keys := erase(t, v, "e1", first, all(t, s)[ids[11].String()])
+	epoch, key, err := keys[1].Parse()
+	if err != nil {
+		t.Fatal(err)
+	}
+	delete(v.Files, vault.TombstoneName(epoch, key))
+	v.Files[vault.KeyName(epoch, key)] = files[vault.KeyName(epoch, key)]
+	for _, want := range []int64{7, 0} {
+		if stats := mustBuild(t, config(t, v, s)); stats.Purged != want {
+			t.Errorf("%+v, want %d purged", stats, want)
+		}
+	}
+	destroy(t, v, &vault.Erasure{ID: "e1", Time: ledgertest.Start, Keys: keys})
+	if stats := mustBuild(t, config(t, v, s)); stats.Purged != 7 {
 		t.Errorf("%+v", stats)
 	}
 	sound(t, config(t, v, s))

@@ -352,6 +352,7 @@ func TestCrash(t *testing.T) {
 				run := Build
 				if how == "rebuild" {
 					mustBuild(t, config(t, w.v, s))
+					stray(t, s)
 					run = Rebuild
 				}
 				_, err := run(t.Context(), c)
@@ -364,7 +365,12 @@ func TestCrash(t *testing.T) {
 				if !errors.Is(err, errFault) {
 					t.Fatal(err)
 				}
-				all(t, s) // nothing is doubled
+				if how == "build" {
+					all(t, s) // nothing is doubled
+				}
+				if how == "rebuild" && step == 1 && !after {
+					continue // nothing says yet that it began
+				}
 				c = config(t, w.v, s)
 				mustBuild(t, c)
 				equal(t, fmt.Sprintf("%s, step %d, after %t", how, step, after), objects(t, s), want)
@@ -373,6 +379,26 @@ func TestCrash(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// stray puts rows where they do not belong: only a rebuild takes them away.
+func stray(t testing.TB, s Store) {
+	t.Helper()
+	for name := range objects(t, s) {
+		b, _, err := s.Read(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		id, err := parseFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		id.Day = "2026-01-01"
+		if _, err := s.Write(t.Context(), id.name(), "", b); err != nil {
+			t.Fatal(err)
+		}
+		return
 	}
 }
 
