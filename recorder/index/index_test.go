@@ -17,6 +17,7 @@ import (
 	"verbatim.dev/recorder/keyring"
 	"verbatim.dev/recorder/ledger/ledgertest"
 	"verbatim.dev/recorder/record"
+	"verbatim.dev/recorder/search"
 	"verbatim.dev/recorder/vault"
 )
 
@@ -617,6 +618,20 @@ func TestScan(t *testing.T) {
 	}
 	if _, err = Scan(t.Context(), s, Filter{}, func(*Row) error { return errFault }); !errors.Is(err, errFault) {
 		t.Errorf("%v", err)
+	}
+}
+
+func TestSearch(t *testing.T) {
+	r := full(1)
+	r.Decision, r.Result = "allow", "delivered"
+	x := r.Search()
+	for _, f := range []search.Filter{{Table: r.Reads[0]}, {Table: r.Writes[0]}, {Decision: "would_deny"}, {Principal: r.Issuer + "/" + r.Subject}, {Group: r.GroupNames[0]}, {Commit: r.Commit}, {Job: r.Job}, {Reason: r.Reasons[1]}, {SQL: r.SQL}} {
+		if !f.Fits(x) {
+			t.Errorf("%+v does not fit %+v", f, x)
+		}
+	}
+	if (&search.Filter{Decision: "deny"}).Fits(x) {
+		t.Error("a denial fits")
 	}
 }
 

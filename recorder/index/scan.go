@@ -113,6 +113,13 @@ func (r *Row) Search() *search.Exchange {
 		Rows: r.RowCount, TotalRows: r.TotalRows, Bytes: r.BytesOut, BytesBilled: r.BytesBilled, BytesProcessed: r.BytesProcessed, CacheHit: r.CacheHit,
 		Decided: atPointer(r.Decided), Forwarded: atPointer(r.Forwarded), FirstByte: atPointer(r.FirstByte), LastByte: atPointer(r.LastByte), Ended: atPointer(r.Ended),
 		ClosedBy: r.ClosedBy, Segment: r.Segment, Unreadable: r.Unreadable,
+		Statements: r.Kinds, Functions: r.Functions, Opaque: r.Opaque,
+	}
+	for _, name := range r.Reads { // how that is known, the index does not say
+		x.Reads = append(x.Reads, record.TableUse{Table: name})
+	}
+	for _, name := range r.Writes {
+		x.Writes = append(x.Writes, record.TableUse{Table: name})
 	}
 	if r.Parameters != "" {
 		x.Parameters = json.RawMessage(r.Parameters)
@@ -142,7 +149,7 @@ func (r *Row) Search() *search.Exchange {
 			name, value, _ := strings.Cut(l, "=")
 			x.Asserted.Labels[name] = value
 		}
-		x.Decision = &search.Decision{Allow: r.Decision == "allow", By: r.DecidedBy, Policy: r.PolicyDigest, Reasons: []record.Reason{}}
+		x.Decision = &search.Decision{Allow: r.Decision == "allow", WouldDeny: r.WouldDeny, By: r.DecidedBy, Policy: r.PolicyDigest, Reasons: []record.Reason{}}
 		for i, code := range r.Reasons {
 			reason := record.Reason{Code: code}
 			if i < len(r.Messages) {
