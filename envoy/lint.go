@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -349,6 +350,9 @@ func (l *linter) manager(path string, m *hcmv3.HttpConnectionManager) bool {
 	}
 	if t := m.GetStreamIdleTimeout(); t != nil && t.AsDuration() <= 0 {
 		l.add(path+".stream_idle_timeout", "idle-timeout", "an idle timeout of 0 lets a silent exchange stay for ever")
+	}
+	if t := m.GetDelayedCloseTimeout(); t == nil || t.AsDuration() != 0 && t.AsDuration() < 10*time.Second {
+		l.add(path+".delayed_close_timeout", "delayed-close", "set delayed_close_timeout to 10s or more: its default of 1s cuts an answer off whose reader pauses, where the connection ends with it")
 	}
 	l.earlyMutations(path+".early_header_mutation_extensions", m.GetEarlyHeaderMutationExtensions())
 	if f := m.GetLocalReplyConfig().GetBodyFormat(); f.GetJsonFormat().GetFields()["error"] == nil {

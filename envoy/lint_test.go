@@ -87,6 +87,8 @@ var breaches = []struct {
 	{"path not normalised", "local", []edit{{"normalize_path: true", "normalize_path: false"}}, "normalize-path", "normalize_path"},
 	{"slashes not merged", "local", []edit{{"          merge_slashes: true\n", ""}}, "normalize-path", ""},
 	{"no idle timeout", "local", []edit{{"stream_idle_timeout: 660s", "stream_idle_timeout: 0s"}}, "idle-timeout", "stream_idle_timeout"},
+	{"slow readers cut off", "local", []edit{{"          delayed_close_timeout: 30s\n", ""}}, "delayed-close", ""},
+	{"slow readers cut off soon", "local", []edit{{"delayed_close_timeout: 30s", "delayed_close_timeout: 5s"}}, "delayed-close", "delayed_close_timeout"},
 	{"errors in another shape", "local", []edit{{`json_format: {error: {code: "%RESPONSE_CODE%"`, `json_format: {problem: {code: "%RESPONSE_CODE%"`}}, "local-replies", ""},
 	{"a second route", "local", []edit{{"              - name: all\n", "              - {name: other, match: {prefix: /x}, route: {cluster_header: x-verbatim-upstream, auto_host_rewrite: true, timeout: 0s}, request_headers_to_remove: [x-verbatim-upstream]}\n              - name: all\n"}}, "one-route", ""},
 	{"some hosts only", "local", []edit{{`domains: ["*"]`, "domains: [example.com]"}}, "one-route", ""},

@@ -51,6 +51,10 @@ type Params struct {
 	// Idle is the longest silence within an exchange, default 660 s, a minute above the processor's own. It must
 	// exceed the processor's own deadlines.
 	Idle time.Duration
+	// Linger is how long a connection that Envoy closes stays for its caller to read
+	// the rest, default 30 s. A caller that pauses for longer in the last answer of a
+	// connection loses the rest; one whose bytes are no HTTP waits so long for the end.
+	Linger time.Duration
 	// Buffer is the soft limit of bytes buffered for each connection, default
 	// 256 KiB.
 	Buffer int
@@ -144,7 +148,7 @@ func (p Params) check() error {
 			bad("connection %q: %w", c.Name, err)
 		}
 	}
-	if p.Idle < 0 || p.Buffer < 0 || p.Window < 0 || p.MaxRequests < 0 || p.MaxConnections < 0 || p.HeapLimit < 0 || p.TrustedHops < 0 {
+	if p.Idle < 0 || p.Linger < 0 || p.Buffer < 0 || p.Window < 0 || p.MaxRequests < 0 || p.MaxConnections < 0 || p.HeapLimit < 0 || p.TrustedHops < 0 {
 		bad("limits must not be negative")
 	}
 	if p.Window != 0 && (p.Window < 65535 || p.Window > 1<<28) {

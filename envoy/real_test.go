@@ -167,7 +167,7 @@ func startWith(t *testing.T, l net.Listener, at envoy.Processor, fn func(*extpro
 	go func() { defer close(served); _ = server.Serve(l) }()
 	stopProcessor = func() { server.Stop(); <-served }
 	t.Cleanup(stopProcessor)
-	b, err := envoy.Render(envoy.Params{Listen: "127.0.0.1:0", Admin: "127.0.0.1:0", Processor: at,
+	b, err := envoy.Render(envoy.Params{Linger: time.Second, Listen: "127.0.0.1:0", Admin: "127.0.0.1:0", Processor: at,
 		Connections: connections, AccessLog: filepath.Join(dir, "access.log")})
 	if err != nil {
 		t.Fatal(err)

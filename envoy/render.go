@@ -81,6 +81,9 @@ func Render(p Params) ([]byte, error) {
 	if err := p.check(); err != nil {
 		return nil, fmt.Errorf("envoy bootstrap: %w", err)
 	}
+	if p.Linger == 0 {
+		p.Linger = 30 * time.Second
+	}
 	if p.Idle == 0 {
 		p.Idle = 660 * time.Second
 	}

@@ -179,7 +179,13 @@ func Start(t testing.TB, o Options) *Rig {
 	c := stack.Config{
 		Home: r.Home, Extproc: filepath.Join(bin, "extproc"), Recorder: filepath.Join(bin, "recorder"), Envoy: r.Tools.Envoy,
 		Project: Project, Upstream: r.Upstream.URL, Credential: map[string]any{"kind": "token_file", "file": r.Path("upstream.token")},
-		Policy: r.Path("policy"), Log: r.log, Env: o.Env, Bootstrap: o.Bootstrap,
+		Policy: r.Path("policy"), Log: r.log, Env: o.Env,
+		Bootstrap: func(p *envoy.Params) {
+			p.Linger = time.Second // tests wait for Envoy to close
+			if o.Bootstrap != nil {
+				o.Bootstrap(p)
+			}
+		},
 		Configure: func(m map[string]any) {
 			m["journal"].(map[string]any)["cut_interval"] = "200ms"
 			m["metrics"] = map[string]any{"address": r.stats}
