@@ -230,7 +230,7 @@ func TestKillSwitch(t *testing.T) {
 		}
 		found[x.Job.ID] = x
 	}
-	for id, probes := range map[string]int{"agents-job": 1, byQuery: 1, "job-on-its-way": 2, "foreign-job": 1} { // whose is it; cancel
+	for id, probes := range map[string]int{"agents-job": 1, byQuery: 1, "job-on-its-way": 3, "foreign-job": 1} { // whose is it, and as whom the gateway runs jobs; cancel
 		x := found[id]
 		if x == nil {
 			t.Errorf("no cancel of %s on record", id)
