@@ -42,6 +42,7 @@ const (
 // The methods of the gateway's own.
 const (
 	MethodToken    = "verbatim.token"         // exchanges a token (RFC 8693)
+	MethodStream   = "mcp.stream"             // a client of the Model Context Protocol wants a stream, or ends one
 	MethodWhoami   = "verbatim.whoami"        // tells a caller who it is
 	MethodExchange = "verbatim.exchanges.get" // tells a caller what became of a request of its own
 )
@@ -175,8 +176,9 @@ var routeTable = []Route{
 	{"discovery", "GET", "/discovery/v1/apis/bigquery/v2/rest", KindOther, CarriesNone, Allow, "", []string{"version"}},
 
 	{"batch", "*", "/batch/{rest...}", KindOther, CarriesStream, Deny, "hides several calls in one; send them one by one", nil},
-	{"mcp", "*", "/mcp", KindOther, CarriesStream, Deny, "BigQuery's MCP server is not served yet; use the REST API", nil},
-	{"mcp", "*", "/mcp/{rest...}", KindOther, CarriesStream, Deny, "BigQuery's MCP server is not served yet; use the REST API", nil},
+	{MethodMCP, "POST", "/mcp", KindOther, CarriesJSON, Local, "", nil},
+	{MethodStream, "GET", "/mcp", KindOther, CarriesNone, Local, "", nil},
+	{MethodStream, "DELETE", "/mcp", KindOther, CarriesNone, Local, "", nil},
 	{MethodToken, "POST", "/sts/v1/token", KindOther, CarriesForm, Local, "", nil},
 	{MethodWhoami, "GET", "/verbatim/whoami", KindOther, CarriesNone, Local, "", nil},
 	{MethodExchange, "GET", "/verbatim/exchanges/{exchange}", KindOther, CarriesNone, Local, "", nil},

@@ -27,6 +27,12 @@ func (x *exchange) deny(r *refusal) {
 			r.oauth = "temporarily_unavailable"
 		}
 	}
+	if a := x.plan.mcp; a != nil && r.by != "authentication" && r.by != "revocation" {
+		// What a tool says, also that it was denied, is for the agent to read; an
+		// error of HTTP would not reach it.
+		own := *r
+		own.mcp, own.status, r = a, http.StatusOK, &own
+	}
 	x.plan.decide(false, r)
 	var drafts []record.Draft
 	result := record.ResultDenied

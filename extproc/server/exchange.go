@@ -125,6 +125,7 @@ type exchange struct {
 	lingered   bool
 	facts      *bigquery.Scanner
 	checked    bool // the gate was asked about the finished job
+	wrapBegun  bool // the message around BigQuery's answer has begun
 	status     int
 	forwarded  time.Time
 	firstByte  time.Time
@@ -313,6 +314,7 @@ func (x *exchange) decide() {
 		x.turnDown(refused)
 		return
 	}
+	x.up.full, x.sent.full, x.down.full = x.plan.full, x.plan.full, x.plan.full // a tool's connection is known now
 	if x.plan.answer != nil {
 		x.answer(x.plan.answer)
 		return

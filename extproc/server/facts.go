@@ -94,6 +94,9 @@ func (g *Gate) analyse(ctx context.Context, p *plan) *refusal {
 		}
 		o.DatasetProject, o.Dataset = t.Project, t.Dataset
 	}
+	if id := p.facts.SessionID; id != "" && g.Sessions != nil {
+		o.Temporary = g.Sessions.Temporary(bigquery.SessionKey(p.call.Project, id))
+	}
 	if !readable {
 		p.uses.facts = &sql.Facts{Source: sql.SourceParser, Opaque: []string{"script_body"},
 			Functions: []sql.Function{{Name: p.routineName(), Kind: "udf", Defined: true, Language: language(p.facts.Language)}}}

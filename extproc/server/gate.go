@@ -171,18 +171,26 @@ func (g *Gate) head(ctx context.Context, r *request) (*plan, *refusal) {
 	if p.route.Stance == bigquery.Local {
 		return p, nil
 	}
-	p.conn = g.connection(p.call.Project)
-	if p.conn == nil {
-		return p, &refusal{status: http.StatusForbidden, reason: bigquery.ReasonAccessDenied, code: "connection_unknown", by: "connection",
-			message: fmt.Sprintf("No connection of this gateway lists the project %q. Use a project that is served here, or ask the operator to add it.", p.call.Project)}
+	if refused := g.connect(p); refused != nil {
+		return p, refused
 	}
-	p.class, p.cluster, p.full = p.conn.Retention, p.conn.Cluster, p.conn.Recording != "metadata"
 	if p.carries == carriesMultipart {
 		if p.part, err = bigquery.NewPart(r.header("content-type"), maxJobPart); err != nil {
 			return p, refused(err, "body")
 		}
 	}
 	return p, nil
+}
+
+// connect finds the connection that lists the call's project.
+func (g *Gate) connect(p *plan) *refusal {
+	p.conn = g.connection(p.call.Project)
+	if p.conn == nil {
+		return &refusal{status: http.StatusForbidden, reason: bigquery.ReasonAccessDenied, code: "connection_unknown", by: "connection",
+			message: fmt.Sprintf("No connection of this gateway lists the project %q. Use a project that is served here, or ask the operator to add it.", p.call.Project)}
+	}
+	p.class, p.cluster, p.full = p.conn.Retention, p.conn.Cluster, p.conn.Recording != "metadata"
+	return nil
 }
 
 // unproven answers a request whose caller could not be proven.
@@ -201,10 +209,23 @@ func unproven(err error) *refusal {
 
 // decide is told the body, of an upload only what came of it so far.
 func (g *Gate) decide(ctx context.Context, p *plan, body []byte, probe prober) *refusal {
-	if p.route.Stance == bigquery.Local {
+	contentType, encoding := p.request.header("content-type"), p.request.header("content-encoding")
+	switch {
+	case p.route.Method == bigquery.MethodMCP:
+		var refusal *refusal
+		if body, refusal = g.mcp(p, body); refusal != nil {
+			return refusal
+		}
+		if p.answer != nil {
+			p.decide(true, nil)
+			p.decision.By = "route"
+			return nil
+		}
+		contentType, encoding = "application/json", ""
+	case p.route.Stance == bigquery.Local:
 		return g.local(ctx, p, body)
 	}
-	job, contentType, encoding := body, p.request.header("content-type"), p.request.header("content-encoding")
+	job := body
 	switch p.carries {
 	case carriesMultipart:
 		if job = p.part.JSON(); job == nil {
@@ -247,8 +268,14 @@ func (g *Gate) decide(ctx context.Context, p *plan, body []byte, probe prober) *
 	if refusal := g.understand(ctx, p); refusal != nil {
 		return refusal
 	}
+	if refusal := inSession(p, p.uses.facts); refusal != nil {
+		return refusal
+	}
 	decision, refusal := g.policy(ctx, p, probe)
 	if refusal != nil {
+		return refusal
+	}
+	if refusal := p.readOnly(); refusal != nil {
 		return refusal
 	}
 	if refusal := g.owned(ctx, p, probe); refusal != nil {
@@ -297,6 +324,8 @@ func (g *Gate) instead(p *plan) func(context.Context, *plan, prober) *refusal {
 		return g.listJobs
 	case p.call.Method == "discovery":
 		return g.discovery
+	case p.tool != nil && !p.tool.Runs:
+		return g.askTool
 	}
 	return nil
 }
@@ -552,7 +581,11 @@ func (g *Gate) settled(p *plan, status int, f bigquery.ResponseFacts) {
 		id := p.facts.SessionID
 		if f.SessionID != "" {
 			id = f.SessionID
-			g.Owners.Put(bigquery.SessionKey(p.call.Project, f.SessionID), p.owner)
+			key := bigquery.SessionKey(p.call.Project, f.SessionID)
+			g.Owners.Put(key, p.owner)
+			if facts := p.uses.facts; facts != nil && len(facts.Temporary) > 0 && g.Sessions != nil {
+				g.Sessions.Made(key, facts.Temporary)
+			}
 		}
 		if made := p.uses.facts; id != "" && made != nil && len(made.Temporary) > 0 && g.Sessions != nil {
 			g.Sessions.Made(bigquery.SessionKey(p.call.Project, id), made.Temporary)

@@ -30,8 +30,10 @@ type Minter interface {
 
 // answer is what the gateway says itself to a call that never goes upstream.
 type answer struct {
-	body []byte // JSON
-	kept []byte // for the record, where the body holds a credential; nil: the body
+	status      int    // 200 where 0
+	contentType string // application/json where empty
+	body        []byte
+	kept        []byte // for the record, where the body holds a credential; nil: the body
 }
 
 // localHeaders of an answer: nothing between caller and gateway may keep it
@@ -41,22 +43,34 @@ var localHeaders = []record.Header{{Name: "content-type", Value: "application/js
 // answer gives the plan's answer out once it is on record.
 func (x *exchange) answer(a *answer) {
 	x.phase, x.linger = phaseClosing, false
-	x.status = http.StatusOK
+	if x.status = a.status; x.status == 0 {
+		x.status = http.StatusOK
+	}
+	headers := slices.Clone(localHeaders)
+	switch {
+	case a.contentType != "":
+		headers[0].Value = a.contentType
+	case len(a.body) == 0:
+		headers = headers[1:]
+	}
 	kept := a.kept
 	if kept == nil {
 		kept = a.body
 	}
+	body := func(record.ID) []byte { return kept }
+	if len(kept) == 0 {
+		body = nil
+	}
 	drafts := x.ownDrafts(x.intentDrafts(), record.ResultDelivered, "",
-		func(record.ID) record.Head { return record.Head{Status: http.StatusOK, Headers: localHeaders} },
-		func(record.ID) []byte { return kept })
+		func(record.ID) record.Head { return record.Head{Status: x.status, Headers: headers} }, body)
 	x.commit(drafts, func() {
 		x.gate.answered(x.plan, x.id, x.status)
 		m := &extproc.HeaderMutation{}
-		for _, h := range append(slices.Clone(localHeaders), record.Header{Name: ReceiptHeader, Value: x.receipt}) {
+		for _, h := range append(slices.Clone(headers), record.Header{Name: ReceiptHeader, Value: x.receipt}) {
 			m.SetHeaders = append(m.SetHeaders, setHeader(h.Name, h.Value))
 		}
 		x.send(&extproc.ProcessingResponse{Response: &extproc.ProcessingResponse_ImmediateResponse{ImmediateResponse: &extproc.ImmediateResponse{
-			Status: &typev3.HttpStatus{Code: typev3.StatusCode_OK}, Headers: m, Body: a.body, Details: "verbatim_local",
+			Status: &typev3.HttpStatus{Code: typev3.StatusCode(x.status)}, Headers: m, Body: a.body, Details: "verbatim_local",
 		}}}, 0)
 		x.phase = phaseDone
 	})
@@ -98,6 +112,9 @@ func (g *Gate) local(ctx context.Context, p *plan, body []byte) *refusal {
 	switch p.call.Method {
 	case bigquery.MethodToken:
 		return g.token(ctx, p, body)
+	case bigquery.MethodStream:
+		return &refusal{status: 405, reason: bigquery.ReasonInvalid, code: "mcp_stream", by: "route",
+			message: "The gateway keeps no stream of messages of its own; send each message by POST."}
 	case bigquery.MethodWhoami:
 		v = g.whoami(p)
 	case bigquery.MethodExchange:

@@ -112,9 +112,12 @@ type plan struct {
 	part        *bigquery.Part         // of a multipart upload
 	sealUpload  func(id string) string // makes the proof of whose an upload is
 	cluster     string
-	credential  string  // the gateway's, for upstream
-	headEnd     bool    // the response is its head alone
-	answer      *answer // of the gateway's own, to a call that does not go upstream
+	credential  string              // the gateway's, for upstream
+	headEnd     bool                // the response is its head alone
+	mcp         *bigquery.MCPAnswer // the caller speaks the Model Context Protocol
+	tool        *bigquery.MCPTool   // that it calls
+	wrapped     bool                // BigQuery's answer goes into a message of the protocol
+	answer      *answer             // of the gateway's own, to a call that does not go upstream
 }
 
 func newPlan(r *request) *plan {
@@ -204,6 +207,7 @@ func (p *plan) responseHead(h *extproc.HttpHeaders, receipt string) (*record.Hea
 	m := &extproc.HeaderMutation{SetHeaders: []*core.HeaderValueOption{setHeader(ReceiptHeader, receipt)}}
 	var refused *refusal
 	p.headEnd = h.GetEndOfStream()
+	wrapped := p.wrapped && !p.headEnd
 	for _, v := range h.GetHeaders().GetHeaders() {
 		name, value := strings.ToLower(v.GetKey()), headerValue(v)
 		switch {
@@ -221,6 +225,9 @@ func (p *plan) responseHead(h *extproc.HttpHeaders, receipt string) (*record.Hea
 		case name == "content-encoding" && value != "" && !strings.EqualFold(value, "identity"):
 			refused = &refusal{status: 502, reason: "backendError", code: "response_encoded", by: "body",
 				message: "BigQuery answered with a compressed body although none was asked for; the gateway cannot record it and does not pass it on."}
+		case name == "content-type" && wrapped:
+			value = p.mcp.ContentType()
+			m.SetHeaders = append(m.SetHeaders, setHeader(name, value))
 		case name == "content-type":
 			p.framed = strings.HasPrefix(strings.ToLower(value), "application/grpc")
 		case strings.HasPrefix(name, "x-verbatim-"):
@@ -339,9 +346,11 @@ type refusal struct {
 	code    string // stable, Verbatim's
 	by      string // the part that refused, see record.Decision
 	message string
-	reasons []record.Reason // of a policy, where there are several
-	grpc    bool            // the caller speaks gRPC: Envoy puts the text into its trailers
-	oauth   string          // the error code of RFC 6749, where the caller asked for a token
+	reasons []record.Reason     // of a policy, where there are several
+	grpc    bool                // the caller speaks gRPC: Envoy puts the text into its trailers
+	mcp     *bigquery.MCPAnswer // the caller speaks the Model Context Protocol
+	rpc     int                 // the error code of JSON-RPC, where the message is none; 0: what a tool says
+	oauth   string              // the error code of RFC 6749, where the caller asked for a token
 }
 
 // headers of the answer.
@@ -353,6 +362,9 @@ func (r *refusal) headers(receipt string) []record.Header {
 		return []record.Header{{Name: ReceiptHeader, Value: receipt}}
 	}
 	h := []record.Header{{Name: "content-type", Value: "application/json; charset=UTF-8"}}
+	if r.mcp != nil {
+		h[0].Value = r.mcp.ContentType()
+	}
 	if receipt != "" {
 		h = append(h, record.Header{Name: ReceiptHeader, Value: receipt})
 	}
@@ -376,6 +388,12 @@ func (r *refusal) text(receipt string) string {
 func (r *refusal) body(receipt string) []byte {
 	if r.grpc {
 		return []byte(r.text(receipt))
+	}
+	switch {
+	case r.mcp != nil && r.rpc != 0:
+		return r.mcp.Error(r.rpc, r.text(receipt))
+	case r.mcp != nil:
+		return r.mcp.Said(r.text(receipt), true)
 	}
 	if r.oauth != "" {
 		b, _ := json.Marshal(map[string]string{"error": r.oauth, "error_description": r.text(receipt)})

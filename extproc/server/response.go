@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"net/http"
 
 	extproc "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"verbatim.dev/extproc/bigquery"
@@ -18,6 +19,10 @@ func (x *exchange) responseHead(h *extproc.HttpHeaders) {
 	x.firstByte = x.now()
 	head, mutation, refused := x.plan.responseHead(h, x.receipt)
 	x.resHead, x.status = head, head.Status
+	if x.plan.wrapped && !x.plan.headEnd && refused == nil {
+		head.Status = http.StatusOK // whether a tool failed is for its answer to say
+		mutation.SetHeaders = append(mutation.SetHeaders, setHeader(":status", "200"))
+	}
 	if refused != nil {
 		x.deny(refused)
 		return
@@ -39,7 +44,7 @@ func (x *exchange) responseBody(b []byte, end bool) {
 	}
 	if len(b) > 0 {
 		x.facts.Write(b)
-		x.down.add(x.chunk(b))
+		x.wrap(b)
 		if !x.rowsMayGo() {
 			return
 		}
@@ -178,6 +183,7 @@ func (x *exchange) finish(trailers *extproc.ProcessingResponse) {
 	x.lastByte = x.now()
 	x.dropUpload()
 	x.gate.settled(x.plan, x.status, x.facts.Facts())
+	x.wrapEnd()
 	drafts := x.headDrafts()
 	chunks := x.down.take()
 	drafts = append(drafts, x.down.drafts(x.draft(), chunks...)...)

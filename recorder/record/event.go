@@ -77,6 +77,9 @@ type Call struct {
 	Table   string `json:"table,omitempty"`
 	Job     *Job   `json:"job,omitempty"`
 	DryRun  bool   `json:"dry_run,omitempty"`
+	// Tool is the tool, or the method, of the Model Context Protocol that the
+	// caller named.
+	Tool string `json:"tool,omitempty"`
 	SQL     string `json:"sql,omitempty"` // the whole text as the caller sent it
 	// Parameters are the query parameters as the caller sent them.
 	Parameters json.RawMessage `json:"parameters,omitempty"`
