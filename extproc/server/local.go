@@ -32,7 +32,7 @@ type Minter interface {
 type answer struct {
 	status      int    // 200 where 0
 	contentType string // application/json where empty
-	body        []byte
+	body        []byte // never empty
 	kept        []byte // for the record, where the body holds a credential; nil: the body
 }
 
@@ -47,20 +47,14 @@ func (x *exchange) answer(a *answer) {
 		x.status = http.StatusOK
 	}
 	headers := slices.Clone(localHeaders)
-	switch {
-	case a.contentType != "":
+	if a.contentType != "" {
 		headers[0].Value = a.contentType
-	case len(a.body) == 0:
-		headers = headers[1:]
 	}
 	kept := a.kept
 	if kept == nil {
 		kept = a.body
 	}
 	body := func(record.ID) []byte { return kept }
-	if len(kept) == 0 {
-		body = nil
-	}
 	drafts := x.ownDrafts(x.intentDrafts(), record.ResultDelivered, "",
 		func(record.ID) record.Head { return record.Head{Status: x.status, Headers: headers} }, body)
 	x.commit(drafts, func() {

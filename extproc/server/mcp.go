@@ -35,7 +35,9 @@ func (g *Gate) mcp(p *plan, body []byte) ([]byte, *refusal) {
 	p.mcp = &a
 	if m.Tool == nil {
 		p.call.Tool = m.Method
-		p.answer = &answer{status: http.StatusAccepted}
+		// A body, which the protocol has not: where there is none, Envoy puts an
+		// error's into its place, and that would not be what is on record.
+		p.answer = &answer{status: http.StatusAccepted, body: []byte("{}")}
 		if m.ID != nil {
 			p.answer = &answer{contentType: a.ContentType(), body: a.Result(m.Result(record.Build))}
 		}

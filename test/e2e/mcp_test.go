@@ -199,7 +199,7 @@ func TestModelContextProtocolByHand(t *testing.T) {
 		want   string
 	}{
 		{`{"jsonrpc":"2.0","id":1,"method":"ping"}`, 200, `{"jsonrpc":"2.0","id":1,"result":{}}`},
-		{`{"jsonrpc":"2.0","method":"notifications/initialized"}`, 202, ``},
+		{`{"jsonrpc":"2.0","method":"notifications/initialized"}`, 202, `{}`},
 		{`{"jsonrpc":"2.0","id":"x","method":"prompts/list"}`, 200, `"code":-32601`},
 		{`[{"jsonrpc":"2.0","id":1,"method":"ping"}]`, 200, `"code":-32600`},
 		{`nonsense`, 200, `"code":-32700`},
@@ -210,7 +210,7 @@ func TestModelContextProtocolByHand(t *testing.T) {
 			t.Errorf("%s: %d %s", k.body, a.Status, a.Body)
 		}
 		if x, payloads := r.Evidence(a.Receipt); x.Status != k.status || string(payloads[record.DirectionResponse]) != string(a.Body) || string(payloads[record.DirectionRequest]) != k.body {
-			t.Errorf("%s: on record %d, %s", k.body, x.Status, payloads[record.DirectionResponse])
+			t.Errorf("%s: answered %q, on record %d, %q for %q", k.body, a.Body, x.Status, payloads[record.DirectionResponse], payloads[record.DirectionRequest])
 		}
 	}
 	if a := post(`{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"execute_sql","arguments":{"projectId":"demo-project","query":"SELECT /*verbatim:bytes=3000000*/ 1"}}}`); a.Status != 200 || len(a.Body) < 3_000_000 || !json.Valid(a.Body) {
