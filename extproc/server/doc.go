@@ -43,6 +43,10 @@
 // recorded as would_deny and let through. All else denies as ever: who is calling,
 // ownership, routes, SQL that is not understood, a policy that fails, recording.
 //
+// An agent's message (/mcp, the Model Context Protocol) is the REST call that its
+// tool stands for, judged and recorded as that; BigQuery's answer goes into the
+// message as it streams.
+//
 // A call to the gateway itself (a token to exchange, who am I) is answered like a
 // denial, and on record like one: intent, answer and outcome in one commit. Of a
 // form with a token in it the record keeps the harmless fields alone.
