@@ -80,7 +80,7 @@ type Call struct {
 	// Tool is the tool, or the method, of the Model Context Protocol that the
 	// caller named.
 	Tool string `json:"tool,omitempty"`
-	SQL     string `json:"sql,omitempty"` // the whole text as the caller sent it
+	SQL  string `json:"sql,omitempty"` // the whole text as the caller sent it
 	// Parameters are the query parameters as the caller sent them.
 	Parameters json.RawMessage `json:"parameters,omitempty"`
 	// Statements are the kinds of the text's statements, in order, as BigQuery
