@@ -270,7 +270,7 @@ func Default() *Config {
 	return &Config{
 		Limits: Limits{
 			Exchanges: 512, Window: 256 << 10, Share: 640 << 10, Budget: 48 << 20, RequestBody: 10 << 20,
-			Decision: 5 * time.Second, Journal: 10 * time.Second, Idle: 600 * time.Second, Drain: 20 * time.Second,
+			Decision: 10 * time.Second, Journal: 10 * time.Second, Idle: 600 * time.Second, Drain: 20 * time.Second,
 			Analysis: 2 * time.Second, DryRunCache: 60 * time.Second,
 		},
 		Journal: Journal{
