@@ -503,35 +503,34 @@ func (s *Sink) days(ctx context.Context, gateway string, from, to time.Time, do 
 	return nil
 }
 
-// Lost implements [transport.Heir].
+// Lost implements [transport.Heir]. It looks through the gateway's epochs of the
+// last lookBack days.
 func (s *Sink) Lost(ctx context.Context, gateway string, epoch record.Epoch) ([]record.Epoch, error) {
 	if err := s.Err(); err != nil {
 		return nil, err
-	}
-	opened := epoch.Time()
-	// Of the epoch itself only the first segment is wanted.
-	opens, err := s.opens(ctx, gateway, opened, opened, func(e record.Epoch) bool { return e == epoch })
-	if err != nil || opens[epoch] == nil {
-		return nil, err
-	}
-	var before record.Epoch
-	from := opened.Add(-lookBack * day)
-	if p := opens[epoch].Previous; p != nil {
-		if before, err = record.ParseEpoch(p.Epoch); err != nil {
-			return nil, nil
-		}
-		if t := before.Time(); t.After(from) {
-			from = t
-		}
 	}
 	type last struct {
 		name string
 		id   vault.Segment
 	}
-	ends := map[record.Epoch]last{}
-	err = s.days(ctx, gateway, from, opened, func(name string, id vault.Segment) error {
-		if compareEpochs(id.Epoch, before) > 0 && compareEpochs(id.Epoch, epoch) < 0 && !id.Part && id.Last > ends[id.Epoch].id.Last {
+	ends, cited := map[record.Epoch]last{}, map[record.Epoch]bool{}
+	opened := epoch.Time()
+	err := s.days(ctx, gateway, opened.Add(-lookBack*day), s.c.Now(), func(name string, id vault.Segment) error {
+		if id.Part {
+			return nil
+		}
+		if id.Last > ends[id.Epoch].id.Last {
 			ends[id.Epoch] = last{name, id}
+		}
+		if id.First != 1 {
+			return nil
+		}
+		o, err := s.open(ctx, name)
+		if err != nil || o == nil || o.Previous == nil {
+			return err
+		}
+		if before, err := record.ParseEpoch(o.Previous.Epoch); err == nil && compareEpochs(before, id.Epoch) < 0 {
+			cited[before] = true
 		}
 		return nil
 	})
@@ -541,6 +540,9 @@ func (s *Sink) Lost(ctx context.Context, gateway string, epoch record.Epoch) ([]
 	var lost []record.Epoch
 	for _, e := range slices.SortedFunc(maps.Keys(ends), compareEpochs) {
 		end := ends[e]
+		if compareEpochs(e, epoch) >= 0 || cited[e] {
+			continue
+		}
 		n, err := s.note(ctx, vault.SalvageName(gateway, e, vault.SalvageEnd, end.id.Last))
 		var bad *noteError
 		if err != nil && !errors.As(err, &bad) {

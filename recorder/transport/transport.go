@@ -146,10 +146,10 @@ type Salvager interface {
 	Aside(ctx context.Context, frames []byte) error
 }
 
-// Heir is a [Receiver] that knows which epochs an epoch has left without an end.
+// Heir is a [Receiver] that knows which epochs were left without an end.
 type Heir interface {
-	// Lost returns the earlier epochs of the gateway that the epoch's journal
-	// does not hold any more, and whose end nothing shows yet.
+	// Lost returns the earlier epochs of the gateway whose end nothing shows yet:
+	// they were not closed, no other cites them, and they were not salvaged.
 	Lost(ctx context.Context, gateway string, epoch record.Epoch) ([]record.Epoch, error)
 }
 

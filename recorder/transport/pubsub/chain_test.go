@@ -265,7 +265,7 @@ func TestKilledChain(t *testing.T) {
 	if err := j.Finish(t.Context(), "test"); err != nil {
 		t.Fatal(err)
 	}
-	patiently(t, "the vault holds the journal", func() bool { s := j.Stats(); return s.Acked == s.Last && s.Epochs <= 1 })
+	patiently(t, "the vault holds the journal", func() bool { s := j.Stats(); return s.Acked == s.Last && s.Epochs <= 1 }, func() string { return fmt.Sprintf("%+v", j.Stats()) })
 	stopShip()
 	gate.Close()
 	if err := j.Close(t.Context(), "test"); err != nil {
@@ -286,7 +286,7 @@ func TestKilledChain(t *testing.T) {
 		}
 		time.Sleep(100 * time.Millisecond)
 		return false
-	})
+	}, func() string { return fmt.Sprintf("%v %+v", r.Findings, r.Log) })
 	stopSink()
 	if err := serving(); !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
@@ -456,11 +456,11 @@ func mirrored(t testing.TB, address string) vault.Vault {
 }
 
 // patiently waits for what takes its time after hundreds of rounds.
-func patiently(t testing.TB, what string, f func() bool) {
+func patiently(t testing.TB, what string, f func() bool, said func() string) {
 	t.Helper()
 	for end := time.Now().Add(5 * time.Minute); !f(); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("never: %s", what)
+			t.Fatalf("never: %s\n%s", what, said())
 		}
 	}
 }

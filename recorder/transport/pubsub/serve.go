@@ -1,6 +1,7 @@
 package pubsub
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -29,6 +30,8 @@ const (
 	// defaultAside is longer than any lease on a message, so what has not come
 	// by then is not there.
 	defaultAside = 3 * time.Hour
+	// heirsEvery times Salvage passes between two looks for lost epochs.
+	heirsEvery = 6
 	// salvageTime bounds one look at an epoch that may be lost.
 	salvageTime = 2 * time.Minute
 	maxGap      = 10 * time.Minute
@@ -193,6 +196,7 @@ func (s *Server) Serve(ctx context.Context, r transport.Receiver) error {
 		wg.Go(func() { s.receive(ctx, name) })
 	}
 	wg.Go(func() { s.maintain(ctx) })
+	wg.Go(func() { s.heirs(ctx) })
 	reported := make(chan struct{})
 	go func() {
 		defer close(reported)
@@ -212,12 +216,8 @@ func (s *Server) Serve(ctx context.Context, r transport.Receiver) error {
 func (s *Server) release() {
 	s.mu.Lock()
 	s.closed = true
-	all := make([]*epoch, 0, len(s.epochs))
-	for _, e := range s.epochs {
-		all = append(all, e)
-	}
 	s.mu.Unlock()
-	for _, e := range all {
+	for _, e := range s.all() {
 		e.mu.Lock()
 		e.give()
 		e.mu.Unlock()
@@ -378,12 +378,7 @@ func (s *Server) maintain(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		s.mu.Lock()
-		all := make([]*epoch, 0, len(s.epochs))
-		for _, e := range s.epochs {
-			all = append(all, e)
-		}
-		s.mu.Unlock()
+		all := s.all()
 		full := s.outstanding.Load() >= int64(s.c.Outstanding)*9/10*int64(len(s.c.Subscriptions)) &&
 			time.Since(time.Unix(0, s.lastMessage.Load())) > s.c.Gap
 		var largest *epoch
@@ -405,44 +400,70 @@ func (s *Server) maintain(ctx context.Context) {
 			largest.give()
 			largest.mu.Unlock()
 		}
-		s.inherit(ctx, all)
 	}
 }
 
-// inherit asks for the epochs that an epoch's gateway has lost, once for each.
-func (s *Server) inherit(ctx context.Context, all []*epoch) {
+// heirs looks now and then for epochs that the gateways have lost. It is beside
+// maintain, for it reads much of the vault.
+func (s *Server) heirs(ctx context.Context) {
 	heir, ok := s.receiver.(transport.Heir)
 	if !ok || s.c.Salvage < 0 {
 		return
 	}
-	for _, e := range all {
-		if !e.mu.TryLock() {
-			continue
+	asked := map[string]time.Time{}
+	t := time.NewTicker(max(s.c.Gap/2, 5*time.Millisecond))
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
 		}
-		ask := !e.asked && e.stream != nil && e.held > 0
-		e.asked = e.asked || ask
-		e.mu.Unlock()
-		if !ask {
-			continue
-		}
-		ctx, cancel := context.WithTimeout(ctx, salvageTime)
-		lost, err := heir.Lost(ctx, e.key.gateway, e.key.epoch)
-		cancel()
-		if err != nil {
-			s.log.Warn("transport: the gateway's earlier epochs were not looked through, will try again", "gateway", e.key.gateway, "epoch", e.key.epoch, "error", err)
-			e.mu.Lock()
-			e.asked = false
+		newest := map[string]record.Epoch{}
+		for _, e := range s.all() {
+			if !e.mu.TryLock() {
+				continue
+			}
+			if n := newest[e.key.gateway]; e.stream != nil && e.held > 0 && bytes.Compare(n[:], e.key.epoch[:]) < 0 {
+				newest[e.key.gateway] = e.key.epoch
+			}
 			e.mu.Unlock()
-			continue
 		}
-		for _, id := range lost {
-			if old := s.epoch(epochKey{e.key.gateway, id}); old != nil {
-				old.mu.Lock()
-				old.lost = true
-				old.mu.Unlock()
+		for gateway, epoch := range newest {
+			if time.Since(asked[gateway]) > heirsEvery*s.c.Salvage {
+				asked[gateway] = time.Now()
+				s.inherit(ctx, heir, gateway, epoch)
 			}
 		}
 	}
+}
+
+func (s *Server) inherit(ctx context.Context, heir transport.Heir, gateway string, epoch record.Epoch) {
+	ctx, cancel := context.WithTimeout(ctx, salvageTime)
+	defer cancel()
+	lost, err := heir.Lost(ctx, gateway, epoch)
+	if err != nil {
+		s.log.Warn("transport: the gateway's earlier epochs were not looked through, will try again", "gateway", gateway, "epoch", epoch, "error", err)
+		return
+	}
+	for _, id := range lost {
+		if old := s.epoch(epochKey{gateway, id}); old != nil {
+			old.mu.Lock()
+			old.lost = true
+			old.mu.Unlock()
+		}
+	}
+}
+
+// all returns the epochs of now.
+func (s *Server) all() []*epoch {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]*epoch, 0, len(s.epochs))
+	for _, e := range s.epochs {
+		all = append(all, e)
+	}
+	return all
 }
 
 // entry is a message that waits for one before it.
@@ -489,7 +510,6 @@ type epoch struct {
 	fresh time.Time // something came that had not come before
 	tried time.Time // to salvage it
 	lost  bool      // a later epoch's journal does not have it
-	asked bool      // for the epochs before it
 }
 
 // take handles a message of the epoch.
