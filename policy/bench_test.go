@@ -70,6 +70,11 @@ func BenchmarkDecide(b *testing.B) {
 	for i := range 6 {
 		query.Reads = append(query.Reads, Table{Project: "acme", Dataset: fmt.Sprintf("d%d", 9+i), Table: "t", As: "from", Source: "parser", Kind: "TABLE", Columns: []string{"a", "b"}})
 	}
+	one := *query
+	one.Reads = slices.Clone(query.Reads)
+	for i := range one.Reads {
+		one.Reads[i].Dataset = "d28" // of the last group's grant alone
+	}
 	ask := *query
 	ask.Reads = slices.Clone(query.Reads)
 	for i := range ask.Reads {
@@ -90,7 +95,8 @@ func BenchmarkDecide(b *testing.B) {
 	}{
 		{"rows/groups=10", manyInput(10), true, false},
 		{"rows/groups=500", manyInput(500), true, false},
-		{"query/groups=10", query, true, false},
+		{"query/one grant of 10 covers", &one, true, false},
+		{"query/10 grants cover", query, true, false},
 		{"query/asks for a dry run", &ask, false, false},
 		{"query/with its dry run", &seen, true, false},
 		{"denied/groups=10", denied, false, false},

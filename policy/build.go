@@ -33,7 +33,7 @@ const (
 	prepareQuery  = "data.verbatim.prepare"
 
 	// prepareTimeout bounds the rules that run once at load.
-	prepareTimeout = 10 * time.Second
+	prepareTimeout = 30 * time.Second
 	// sampleTimeout bounds each sample at load, where the first evaluations
 	// are slower than those to come.
 	sampleTimeout = 5 * time.Second

@@ -95,12 +95,19 @@ thorough contains name if {
 	some name in candidates
 	not name in quick
 	grant := plain_grants[name]
+	grant.whole in open_after_quick
 	on_project(grant)
 	estimate <= grant.rank[0]
 	every verb, done in uses.by_verb {
 		covers_all(grant.tables[verb], done)
 	}
 }
+
+# Of a request that only reads the quick way has judged grants of whole datasets
+# for good.
+open_after_quick := {false} if uses.only_reads
+
+open_after_quick := {false, true} if not uses.only_reads
 
 ranks contains prepare.plain_grant[name].rank if {
 	settled

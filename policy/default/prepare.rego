@@ -41,11 +41,23 @@ grant := {name: prepared |
 }
 
 # Of these the ones that say nothing but which tables.
-plain_grant := {name: object.union(object.filter(g, ["any_project", "projects", "rank", "tables"]), {"read": g.tables.read.exact}) |
+plain_grant := {name: prepared |
 	some name, g in grant
 	count({"budgets", "connections", "expires", "hours"} & object.keys(grants.usable[name])) == 0
 	g.estimated_bytes == 0
+	prepared := object.union(
+		object.filter(g, ["any_project", "projects", "rank", "tables"]),
+		{"read": g.tables.read.exact, "whole": whole(g.tables.read)},
+	)
 }
+
+# Whole datasets by their names, and nothing else.
+whole(patterns) if {
+	count(patterns.prefixes) + count(patterns.anywhere) == 0
+	every p, _ in patterns.exact {
+		strings.count(p, ".") == 1
+	}
+} else := false
 
 # Where jobs may run.
 projects(raw) := raw.projects
