@@ -136,7 +136,6 @@ func guardTokens(text string, toks []token.Token) *Problem {
 		kind   opener
 		close  token.Kind
 		factor int64 // of the cost, before this bracket
-		angle  int
 	}
 	var stack []level
 	base := 0 // the innermost bracket's place in stack, plus one
