@@ -36,7 +36,7 @@ allowable := {
 
 known_fields := {
 	"match", "connections", "projects", "read", "write", "scratch", "admin", "datasets", "methods", "views", "functions",
-	"allow", "limits", "budgets", "hours", "expires", "labels", "credential", "retention", "description",
+	"allow", "limits", "budgets", "hours", "expires", "labels", "credential", "retention", "share", "description",
 }
 
 days := ["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
@@ -298,7 +298,7 @@ allow_problem(grant) := {message |
 }
 
 wrong_extras(grant) := union({
-	wrong_limits(grant), wrong_expiry(grant), wrong_labels(grant), wrong_names(grant), wrong_budgets(grant),
+	wrong_limits(grant), wrong_expiry(grant), wrong_labels(grant), wrong_names(grant), wrong_share(grant), wrong_budgets(grant),
 	wrong_hours(grant),
 })
 
@@ -449,6 +449,19 @@ wrong_names(grant) := {message |
 	field in object.keys(grant)
 	not regex.match(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$`, grant[field])
 	message := sprintf("%s has to be a name of at most 32 letters, digits, _, . and -", [field])
+}
+
+wrong_share(grant) := {message |
+	"share" in object.keys(grant)
+	not sound_share(grant)
+	message := "share has to be true or false, and true needs match.group: the jobs are then that group's"
+}
+
+sound_share(grant) if grant.share == false
+
+sound_share(grant) if {
+	grant.share == true
+	text(grant.match.group)
 }
 
 text(value) if {

@@ -214,6 +214,15 @@ test_labels if {
 	}
 }
 
+test_share if {
+	problems(changed({"share": true})) == set()
+	prepared(changed({"share": true})).extra.owner == "corp/analysts"
+	problems(changed({"share": false})) == set()
+	not prepared(changed({"share": false})).extra.owner
+	spoils(changed({"share": "yes"}), "share")
+	spoils(object.union(matching({"issuer": "corp", "subject": "ada"}), {"share": true}), "share")
+}
+
 test_names if {
 	spoils(changed({"credential": "a b"}), "credential")
 	spoils(changed({"retention": 7}), "retention")

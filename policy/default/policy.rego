@@ -652,7 +652,7 @@ refusal(name) := {"step": 1, "reason": reason("grant_expired", sprintf(
 	uses.unread
 	prepare.grant[name].level < words.level
 } else := {"step": 9, "reason": reason("jobs_denied", sprintf(
-	"the grant %s does not let you see other callers' jobs and their SQL (rule jobs_denied): list your own by their ids, or ask for a grant with JOBS in allow",
+	"the grant %s does not let you see other callers' jobs and their SQL (rule jobs_denied): list your own with jobs.list, or ask for a grant with JOBS in allow",
 	[name],
 ))} if {
 	uses.done.jobs

@@ -236,7 +236,7 @@ test_destination_unreadable if denied(runner(job("load", {"destination": "raw.t"
 
 test_method_level if denied(asks({"method": "bigquery.tables.delete"}), "method_denied")
 
-test_admin_method if denied(asks({"method": "bigquery.jobs.list", "dataset": "", "table": ""}), "jobs_denied")
+test_reader_lists_its_own_jobs if allowed(asks({"method": "bigquery.jobs.list", "dataset": "", "table": ""}), "analysts")
 
 test_reader_lists_the_jobs_of_a_script if allowed(asks({"method": "bigquery.jobs.list", "dataset": "", "job": "j"}), "analysts")
 

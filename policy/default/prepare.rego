@@ -36,9 +36,14 @@ grant := {name: prepared |
 		"hours": week(object.get(raw, "hours", [])),
 		"expires_ns": grants.expiry(raw),
 		"labels": object.union(object.get(raw, "labels", {}), {"verbatim_grant": name}),
-		"extra": object.filter(raw, ["credential", "retention"]),
+		"extra": object.union(object.filter(raw, ["credential", "retention"]), shared(raw)),
 	}
 }
+
+# What the group makes is the group's.
+shared(raw) := {"owner": sprintf("%s/%s", [raw.match.issuer, raw.match.group])} if {
+	raw.share
+} else := {}
 
 # Of these the ones that say nothing but which tables.
 plain_grant := {name: prepared |

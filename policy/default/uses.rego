@@ -113,12 +113,6 @@ done.write contains named(parts[1], parts[2], parts[3]) if {
 	parts := split_name(input.request.destination)
 }
 
-# Shows others' jobs through the route.
-done.jobs contains named(input.request.project, "", "") if {
-	method == "bigquery.jobs.list"
-	input.request.job == ""
-}
-
 by_verb := {verb: {"tables": tables} | some verb, tables in done}
 
 # The datasets of a request that does no more than read, to look up at once.
