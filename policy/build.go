@@ -30,6 +30,7 @@ var (
 
 const (
 	decisionQuery = "data.verbatim.policy.decision"
+	grantedQuery  = "data.verbatim.policy.granted"
 	prepareQuery  = "data.verbatim.prepare"
 
 	// prepareTimeout bounds the rules that run once at load.
@@ -95,6 +96,13 @@ func build(ctx context.Context, s *source, timeout time.Duration) (*Revision, er
 		rego.Query(decisionQuery), rego.Compiler(compiler), rego.Store(store),
 		rego.StrictBuiltinErrors(true), rego.EnablePrintStatements(false),
 		rego.GenerateJSON(func(t *ast.Term, _ *rego.EvalContext) (any, error) { return t, nil }),
+	).PrepareForEval(ctx)
+	if err != nil {
+		return nil, compileError(err)
+	}
+	r.granted, err = rego.New(
+		rego.Query(grantedQuery), rego.Compiler(compiler), rego.Store(store),
+		rego.StrictBuiltinErrors(true), rego.EnablePrintStatements(false),
 	).PrepareForEval(ctx)
 	if err != nil {
 		return nil, compileError(err)

@@ -112,6 +112,13 @@ func readDecision(v ast.Value) (*Decision, error) {
 	if d.Credential, err = readName("credential", o["credential"], 64); err != nil {
 		return nil, err
 	}
+	if v := o["owner"]; v != nil {
+		owner, ok := v.(ast.String)
+		if !ok || owner == "" || len(owner) > 1024 || strings.ContainsFunc(string(owner), unicode.IsControl) {
+			return nil, errors.New("owner is no name of a group")
+		}
+		d.Owner = string(owner)
+	}
 	if d.Retention, err = readName("retention", o["retention"], 32); err != nil {
 		return nil, err
 	}

@@ -50,7 +50,7 @@ func TestReadDecision(t *testing.T) {
 		bytes("-1"), bytes("1.5"), bytes("0.5"), bytes(`"1"`), bytes("9223372036854775808"), bytes("1e19"), bytes("null"),
 		{"labels": "[]"}, {"labels": `{"A": "x"}`}, {"labels": `{"": "x"}`}, {"labels": `{"1a": "x"}`}, {"labels": `{"a": "X"}`}, {"labels": `{"a": 1}`},
 		{"labels": `{"a": "x y"}`}, {"labels": `{"` + long + `": "x"}`}, {"labels": `{"a": "` + long + `"}`}, {"labels": `{1: "x"}`},
-		{"credential": "1"}, {"credential": `"a b"`}, {"credential": `"` + long + `a"`}, {"retention": `"` + long + `"`}, {"retention": "null"}, {"credential": `"../x"`},
+		{"credential": "1"}, {"credential": `"a b"`}, {"credential": `"` + long + `a"`}, {"retention": `"` + long + `"`}, {"retention": "null"}, {"owner": "7"}, {"owner": `""`}, {"owner": `"a\nb"`}, {"credential": `"../x"`},
 	} {
 		if d, err := readDecision(ast.MustParseTerm(text(copyOf(sound, bad))).Value); err == nil {
 			t.Errorf("%v: no error: %+v", bad, d)

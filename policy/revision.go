@@ -2,6 +2,7 @@ package policy
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -33,6 +34,7 @@ type Revision struct {
 	windows    []Window
 	timeout    time.Duration
 	query      rego.PreparedEvalQuery
+	granted    rego.PreparedEvalQuery
 	decisionAt string // file:line of the decision rule
 	recall     *recall
 }
@@ -76,6 +78,33 @@ func (r *Revision) Decide(ctx context.Context, in *Input) (*Decision, error) {
 		r.recall.put(s, d)
 	}
 	return hold(in, d), nil
+}
+
+// Granted returns what the policy tells a caller of its own rights, as JSON:
+// data.verbatim.policy.granted, where the policy has it, nil where it has not. It
+// sees the caller and its provenance, and no request.
+func (r *Revision) Granted(ctx context.Context, in *Input) (json.RawMessage, error) {
+	if err := in.check(); err != nil {
+		return nil, err
+	}
+	value, err := in.value(nil)
+	if err != nil {
+		return nil, &Error{Code: CodeError, Message: "input: " + err.Error()}
+	}
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
+	defer cancel()
+	results, err := r.granted.Eval(ctx, rego.EvalParsedInput(value))
+	switch {
+	case err != nil:
+		return nil, failure(ctx, err, r.timeout)
+	case len(results) == 0:
+		return nil, nil
+	}
+	b, err := json.Marshal(results[0].Expressions[0].Value)
+	if err != nil {
+		return nil, &Error{Code: CodeError, Message: "granted is no JSON"}
+	}
+	return b, nil
 }
 
 // decide asks the rules. The timeout is of the evaluation; ctx bounds the wait

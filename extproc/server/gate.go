@@ -437,19 +437,27 @@ func (g *Gate) evaluate(ctx context.Context, p *plan) (*policy.Decision, *refusa
 	return nil, r
 }
 
+// caller is who calls and from where, as the rules see it.
+func (p *plan) caller() (policy.Caller, policy.Provenance) {
+	id := p.identity
+	c := policy.Caller{Issuer: id.Principal.Issuer, IssuerURL: id.Principal.URL, Subject: id.Principal.Subject,
+		Email: id.Principal.Email, Groups: id.Principal.Groups}
+	for _, a := range id.Principal.OnBehalfOf {
+		c.OnBehalfOf = append(c.OnBehalfOf, policy.Actor(a))
+	}
+	return c, policy.Provenance{
+		Profile: id.Provenance.Profile, Pipeline: id.Provenance.Pipeline, Repository: id.Provenance.Repository, Ref: id.Provenance.Ref,
+		Commit: id.Provenance.Commit, Workflow: id.Provenance.Workflow, Run: id.Provenance.Run, Actor: id.Provenance.Actor,
+		Environment: id.Provenance.Environment, Namespace: id.Provenance.Namespace, Pod: id.Provenance.Pod,
+		ServiceAccount: id.Provenance.ServiceAccount, SPIFFE: id.Provenance.SPIFFE,
+	}
+}
+
 // input is what the rules see.
 func (p *plan) input(now time.Time) *policy.Input {
-	id := p.identity
+	caller, provenance := p.caller()
 	in := &policy.Input{
-		Time: now.UTC(),
-		Caller: policy.Caller{Issuer: id.Principal.Issuer, IssuerURL: id.Principal.URL, Subject: id.Principal.Subject,
-			Email: id.Principal.Email, Groups: id.Principal.Groups},
-		Provenance: policy.Provenance{
-			Profile: id.Provenance.Profile, Pipeline: id.Provenance.Pipeline, Repository: id.Provenance.Repository, Ref: id.Provenance.Ref,
-			Commit: id.Provenance.Commit, Workflow: id.Provenance.Workflow, Run: id.Provenance.Run, Actor: id.Provenance.Actor,
-			Environment: id.Provenance.Environment, Namespace: id.Provenance.Namespace, Pod: id.Provenance.Pod,
-			ServiceAccount: id.Provenance.ServiceAccount, SPIFFE: id.Provenance.SPIFFE,
-		},
+		Time: now.UTC(), Caller: caller, Provenance: provenance,
 		Asserted: policy.Asserted{UserAgent: p.asserted.UserAgent, Labels: p.asserted.Labels, RequestReason: p.asserted.RequestReason,
 			Agent: p.asserted.Agent, Model: p.asserted.Model, Conversation: p.asserted.Conversation, ToolCall: p.asserted.ToolCall},
 		Connection: policy.Connection{Name: p.conn.Name, Location: p.conn.Location, Recording: p.conn.Recording, Retention: p.conn.Retention},
@@ -464,9 +472,6 @@ func (p *plan) input(now time.Time) *policy.Input {
 	}
 	if d := p.facts.DefaultDataset; d != nil {
 		in.Request.DefaultDataset = strings.TrimPrefix(d.Project+"."+d.Dataset, ".")
-	}
-	for _, a := range id.Principal.OnBehalfOf {
-		in.Caller.OnBehalfOf = append(in.Caller.OnBehalfOf, policy.Actor(a))
 	}
 	if p.call.Job != nil {
 		in.Request.Job = p.call.Job.ID

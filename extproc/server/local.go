@@ -18,6 +18,7 @@ import (
 
 	"verbatim.dev/extproc/auth"
 	"verbatim.dev/extproc/bigquery"
+	"verbatim.dev/policy"
 	"verbatim.dev/recorder/record"
 )
 
@@ -110,7 +111,7 @@ func (g *Gate) local(ctx context.Context, p *plan, body []byte) *refusal {
 		return &refusal{status: 405, reason: bigquery.ReasonInvalid, code: "mcp_stream", by: "route",
 			message: "The gateway keeps no stream of messages of its own; send each message by POST."}
 	case bigquery.MethodWhoami:
-		v = g.whoami(p)
+		v = g.whoami(ctx, p)
 	case bigquery.MethodExchange:
 		id, err := record.ParseID(p.route.Exchange)
 		if err != nil {
@@ -134,6 +135,11 @@ func (g *Gate) local(ctx context.Context, p *plan, body []byte) *refusal {
 	return nil
 }
 
+// granting is a policy that tells callers their rights.
+type granting interface {
+	Granted(ctx context.Context, in *policy.Input) (json.RawMessage, error)
+}
+
 // identity is what whoami tells.
 type identity struct {
 	Principal  record.Principal  `json:"principal"`
@@ -148,11 +154,19 @@ type identity struct {
 	Grants json.RawMessage `json:"grants,omitempty"`
 }
 
-func (g *Gate) whoami(p *plan) identity {
+func (g *Gate) whoami(ctx context.Context, p *plan) identity {
 	who := identity{Principal: p.identity.Principal, Provenance: p.identity.Provenance, Session: p.session,
 		Expires: p.identity.Expires.UTC(), Token: "issuer", Policy: g.Policy.Digest()}
 	if p.identity.MintedBy != "" {
 		who.Token = "gateway"
+	}
+	if tells, ok := g.Policy.(granting); ok {
+		in := &policy.Input{Time: g.Now().UTC()}
+		in.Caller, in.Provenance = p.caller()
+		var err error
+		if who.Grants, err = tells.Granted(ctx, in); err != nil {
+			g.Logger.Warn("grants not told", "error", err)
+		}
 	}
 	return who
 }

@@ -406,6 +406,9 @@ candidates contains name if {
 	some name in by_value[facts[fact]]
 }
 
+# What a caller is told of its own rights: the grants that match it.
+granted := {name: data.grants[name] | some name in candidates}
+
 candidates contains name if {
 	by_group := plain.group
 	some group in input.caller.groups

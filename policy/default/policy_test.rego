@@ -143,6 +143,11 @@ test_configured_limit if {
 	d.limits == {"maximum_bytes_billed": 7}
 }
 
+test_granted if {
+	told := policy.granted with input as repository with data.grants as grants
+	told == {"ingest": grants.ingest}
+}
+
 test_extras if {
 	d := decide(repository)
 	d.credential == "writer"

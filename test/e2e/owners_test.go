@@ -506,3 +506,29 @@ func TestDiscoveryNamesTheGateway(t *testing.T) {
 		}
 	}
 }
+
+// TestGroupsShareWhatTheyMake has two members of a group whose grant says that
+// its jobs are the group's, and a third caller who is in another.
+func TestGroupsShareWhatTheyMake(t *testing.T) {
+	r := harness.Start(t, harness.Options{Policy: `{"grants": {
+		"team": {"match": {"issuer": "corp", "group": "team"}, "projects": ["demo-project"], "datasets": ["*"], "methods": ["read"], "share": true},
+		"others": {"match": {"issuer": "corp", "group": "others"}, "projects": ["demo-project"], "datasets": ["*"], "methods": ["read"]}
+	}}`})
+	ada, bob, eve := caller{r, mint(t, r, "ada", "team")}, caller{r, mint(t, r, "bob", "team")}, caller{r, mint(t, r, "eve", "others")}
+	ada.insert(t, "shared-1", "SELECT 'team'")
+	eve.insert(t, "own-1", "SELECT 'eve'")
+	for _, when := range []string{"at first", "after a restart"} {
+		for _, c := range []caller{ada, bob} {
+			for _, path := range []string{"/jobs/shared-1", "/queries/shared-1", "/datasets/_synthetic/tables/anonshared-1/data"} {
+				if a := c.do(t, "GET", api+path, ""); a.Status != 200 {
+					t.Errorf("%s %s: %d %s", path, when, a.Status, a.Message())
+				}
+			}
+		}
+		denied(t, r, "a group's job by another "+when, eve.do(t, "GET", api+"/jobs/shared-1", ""), 403, "not_owner")
+		denied(t, r, "one's own job by a group "+when, bob.do(t, "GET", api+"/jobs/own-1", ""), 403, "not_owner")
+		onlyOwn(t, when, bob, "shared-1")
+		onlyOwn(t, when, eve, "own-1")
+		restart(t, r)
+	}
+}

@@ -89,8 +89,10 @@ func TestTokenEndpoint(t *testing.T) {
 		Principal record.Principal
 		Session   string
 		Token     string
+		Grants    map[string]any
 	}
-	if err := json.Unmarshal(who.Body, &me); err != nil || who.Status != 200 || me.Principal.Subject != "ada" || me.Session != byGateway.Session || me.Token != "gateway" {
+	if err := json.Unmarshal(who.Body, &me); err != nil || who.Status != 200 || me.Principal.Subject != "ada" || me.Session != byGateway.Session || me.Token != "gateway" ||
+		me.Grants["readers"] == nil || me.Grants["writers"] != nil {
 		t.Errorf("whoami: status %d: %s", who.Status, who.Body)
 	}
 	denied := r.Do(ctx, "", http.MethodPost, "/bigquery/v2/projects/"+harness.Project+"/queries", strings.NewReader(string(harness.QueryBody("DELETE FROM a.b WHERE true"))), append(bearer(own), "Content-Type", "application/json")...)
