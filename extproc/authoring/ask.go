@@ -92,9 +92,7 @@ func Ask(ctx context.Context, q Question, windows []policy.Window) (*policy.Inpu
 	if f := in.SQL.Facts; len(f.Statements) == 1 {
 		run.StatementType = f.Statements[0].Kind
 	}
-	for _, t := range in.Reads {
-		run.Tables = append(run.Tables, t)
-	}
+	run.Tables = append(run.Tables, in.Reads...)
 	for _, name := range q.Behind {
 		parts := strings.Split(name, ".")
 		n := len(parts)
