@@ -199,11 +199,6 @@ func TestKillSwitch(t *testing.T) {
 	refused(t, a, 401, "revoked")
 	ended(t, &onRecord(t, r, a).Exchange, record.ResultDenied, "revoked")
 	pw.Close()
-	x := denied(t, r, func() harness.Answer { return r.Query(ctx, "agent", "SELECT 5") }, 401, "revoked")
-	if x.Principal == nil || x.Decision.By != "revocation" {
-		t.Errorf("principal %v, decision %+v", x.Principal, x.Decision)
-	}
-
 	cancelled := map[string]int{}
 	r.Await("the jobs are cancelled", func() bool {
 		clear(cancelled)
@@ -219,6 +214,10 @@ func TestKillSwitch(t *testing.T) {
 	})
 	if cancelled["agents-job"] != 1 || cancelled[byQuery] != 1 || cancelled["job-on-its-way"] != 1 {
 		t.Errorf("cancelled are %v", cancelled)
+	}
+	x := denied(t, r, func() harness.Answer { return r.Query(ctx, "agent", "SELECT 5") }, 401, "revoked")
+	if x.Principal == nil || x.Decision.By != "revocation" {
+		t.Errorf("principal %v, decision %+v", x.Principal, x.Decision)
 	}
 	delivered(t, other.Rest(), size)
 	delivered(t, r.Query(ctx, "analyst", harness.Synthetic(1000)), 1000)

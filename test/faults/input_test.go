@@ -149,7 +149,7 @@ func TestBadInput(t *testing.T) {
 		input{name: "another method", method: http.MethodPut, path: project + "/queries", status: 403, code: "method_unknown"},
 		input{name: "TRACE", method: http.MethodTrace, path: project + "/queries", body: []byte{}, status: 403, code: "method_unknown"},
 		input{name: "batch", path: "/batch/bigquery/v2", header: []string{"Content-Type", "multipart/mixed; boundary=b"}, body: []byte("--b--\r\n"), status: 403, code: "route_denied"},
-		input{name: "mcp", path: "/mcp", body: []byte(`{"jsonrpc":"2.0","id":1,"method":"tools/list"}`), status: 403, code: "route_denied"},
+		input{name: "mcp by another method", method: http.MethodPut, path: "/mcp", body: []byte(`{"jsonrpc":"2.0","id":1,"method":"tools/list"}`), status: 403, code: "method_unknown"},
 		input{name: "an upgrade", raw: "GET " + project + "/datasets HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + good + "\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\nSec-WebSocket-Version: 13\r\n\r\n", status: 403, code: "http_invalid"},
 		input{name: "CONNECT", raw: "CONNECT bigquery.googleapis.com:443 HTTP/1.1\r\nHost: bigquery.googleapis.com:443\r\nAuthorization: Bearer " + good + "\r\n\r\n", status: 403, code: "method_unknown"},
 		input{name: "no HTTP", raw: "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 not for you\r\n\r\n", unread: true},
