@@ -139,8 +139,8 @@ type Salvage struct {
 type Salvager interface {
 	// Salvage makes durable what was taken up to the last checkpoint, where it is
 	// certain that the gateway will make no cut there. With aside, what was taken
-	// behind it is kept too, as what it is. Where Over is false nothing was done;
-	// else the stream is to be ended.
+	// behind it is kept too, as what it is, and the stream is to be ended. Else it
+	// goes on: behind Held where that rose, and where it was before if not.
 	Salvage(ctx context.Context, aside bool) (Salvage, error)
 	// Aside keeps frames, back to back, that cannot follow on what was taken.
 	Aside(ctx context.Context, frames []byte) error

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -35,11 +36,19 @@ const roundsEnv = "VERBATIM_KILL_ROUNDS"
 
 const mirrorName = "projects/p/subscriptions/mirror"
 
+// chainLog is where the chain's processes say what they do, where that is wanted.
+func chainLog() *slog.Logger {
+	if os.Getenv("VERBATIM_TEST_LOG") == "" {
+		return nil
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, nil)).With("pid", os.Getpid())
+}
+
 // chainServer is the sink's end in the chain.
 func chainServer(ctx context.Context, address, subscription string, salvage time.Duration) (*Server, error) {
 	return NewServer(ctx, ServerConfig{
 		Project: project, Subscriptions: []string{subscription}, AckTopic: ackTopic, Gap: 500 * time.Millisecond, Streams: 8, Salvage: salvage, Aside: time.Hour,
-		Options: optionsFor(address, nil),
+		Options: optionsFor(address, nil), Logger: chainLog(),
 	})
 }
 
@@ -62,7 +71,7 @@ func chainSink(ctx context.Context, address, dir string) (err error) {
 	if err != nil {
 		return err
 	}
-	s, err := sink.New(sink.Config{Vault: v, Spool: filepath.Join(dir, "spool"), Log: l})
+	s, err := sink.New(sink.Config{Vault: v, Spool: filepath.Join(dir, "spool"), Log: l, Logger: chainLog()})
 	if err != nil {
 		return err
 	}
@@ -97,7 +106,7 @@ func chainJournal(ctx context.Context, dir string) (*journal.Journal, error) {
 func chainShip(ctx context.Context, address string, j *journal.Journal, gate *Gate) error {
 	c, err := NewClient(ctx, ClientConfig{
 		Project: project, Topic: topic, AckSubscription: ackSub, Gateway: "gw", Message: 8 << 10, AskAfter: 300 * time.Millisecond, AskWait: 50 * time.Millisecond,
-		Published: gate.Published, Options: optionsFor(address, nil),
+		Published: gate.Published, Options: optionsFor(address, nil), Logger: chainLog(),
 	})
 	if err != nil {
 		return err

@@ -880,6 +880,7 @@ func (e *epoch) end(ctx context.Context, aside bool) error {
 	if !ok {
 		return nil
 	}
+	before := e.held
 	r, err := st.Salvage(ctx, aside)
 	e.held = max(e.held, r.Held)
 	if err != nil || !r.Over {
@@ -888,8 +889,10 @@ func (e *epoch) end(ctx context.Context, aside bool) error {
 		}
 		return err
 	}
-	e.settle()
-	left := 0
+	first := e.lost && r.Done || e.held > before
+	if r.Done {
+		e.lost = false
+	}
 	if aside {
 		for _, body := range e.bodies() {
 			if err := st.Aside(ctx, body); err != nil {
@@ -899,23 +902,31 @@ func (e *epoch) end(ctx context.Context, aside bool) error {
 		for len(e.ahead) > 0 {
 			e.remove(0).msg.Ack()
 		}
+		e.settle()
 		for _, t := range e.taken {
 			e.count(-int(t.bytes))
 			t.msg.Ack()
 		}
 		e.taken = nil
-	} else {
-		left = len(e.ahead) + len(e.taken)
+		e.give()
+	} else if e.held > before {
+		// The stream goes on behind the cut. What it took beyond comes again; what
+		// waits stays, for what is before it may still come.
+		e.settle()
+		for _, t := range e.taken {
+			e.count(-int(t.bytes))
+			e.s.back(t.msg)
+		}
+		e.taken, e.part, e.partUpto, e.partSize = nil, nil, position{}, 0
+		e.at, e.progress = position{e.held, whole}, time.Now()
 	}
-	if r.Done {
-		e.lost = false
+	if first {
+		e.s.stats.lost.Add(1)
+		e.s.log.Warn("transport: the journal of an epoch is lost; what came of it is in the vault", "gateway", e.key.gateway, "epoch", e.key.epoch, "sequence", e.held, "messages_left", len(e.ahead)+len(e.taken))
+		if e.sender != "" {
+			e.s.tell(answer{kind: typeHeld, gateway: e.sender, epoch: e.key.epoch, sequence: e.held})
+		}
 	}
-	e.s.stats.lost.Add(1)
-	e.s.log.Warn("transport: the journal of an epoch is lost; what came of it is in the vault", "gateway", e.key.gateway, "epoch", e.key.epoch, "sequence", e.held, "messages_left", left)
-	if e.sender != "" {
-		e.s.tell(answer{kind: typeHeld, gateway: e.sender, epoch: e.key.epoch, sequence: e.held})
-	}
-	e.give()
 	return nil
 }
 
