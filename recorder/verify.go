@@ -274,6 +274,9 @@ func verifyText(r *ledger.Report, dir, keyset string) string {
 		if l.Successor == "" {
 			why = "given up by " + l.By + ": " + l.Reason
 		}
+		if l.Cited > 0 {
+			why += fmt.Sprintf("; its end was record %d", l.Cited)
+		}
 		if l.Aside > 0 {
 			why += fmt.Sprintf("; %d records kept aside, not proven", l.Aside)
 		}

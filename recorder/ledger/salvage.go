@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"math"
+	"slices"
 
 	"verbatim.dev/recorder/record"
 	"verbatim.dev/recorder/vault"
@@ -21,6 +22,9 @@ type LostTail struct {
 	// some were.
 	Sequence uint64 `json:"salvaged_up_to"`
 	Salvaged uint64 `json:"salvaged_records"` // that the gateway never cut
+	// Cited is the end that the gateway's next epoch cites, where its journal was
+	// lost only after that: the records up to there existed and are lost.
+	Cited uint64 `json:"cited_up_to,omitempty"`
 	// Exchanges have no outcome, and none will come.
 	Exchanges int64 `json:"open_exchanges"`
 	// Aside are records that came and cannot be chained: nothing proves them.
@@ -116,10 +120,37 @@ func (c *verifier) lostTail(e *epoch) bool {
 		return true
 	}
 	c.report.LostTails = append(c.report.LostTails, LostTail{
-		Gateway: e.gateway, Epoch: e.id.String(), Sequence: held, Salvaged: s.cuts, Exchanges: int64(len(e.open)), Aside: s.aside,
+		Gateway: e.gateway, Epoch: e.id.String(), Sequence: held, Salvaged: s.cuts, Exchanges: int64(len(e.open)), Aside: s.aside, Cited: e.lostAt,
 		Successor: s.end.Successor, By: s.end.By, Reason: s.end.Reason,
 	})
 	return true
+}
+
+// lostWith reports whether a note ends the epoch where the vault does, and its
+// journal was lost after the later epoch had taken it over: a yet later one of the
+// gateway, that does not go back to it, is in the vault.
+func (c *verifier) lostWith(e, later *epoch) bool {
+	s := c.salvages[e.id]
+	if s == nil || s.end == nil || s.end.Gateway != e.gateway || s.end.Last != e.next-1 || s.end.Head != vault.Hex(e.head) {
+		return false
+	}
+	// Follow the journal to its last epoch.
+	at := later
+	for again := true; again; {
+		again = false
+		for _, x := range c.listed {
+			if x.opened != nil && x.opened.Previous != nil && x.opened.Previous.Epoch == at.id.String() && slices.Compare(x.id[:], at.id[:]) > 0 {
+				at, again = x, true
+				break
+			}
+		}
+	}
+	if at.closed {
+		return false
+	}
+	return slices.ContainsFunc(c.listed, func(x *epoch) bool {
+		return x.gateway == e.gateway && x.opened != nil && slices.Compare(x.id[:], at.id[:]) > 0
+	})
 }
 
 // missedTail finds an epoch's end that a note has and the vault has not.

@@ -272,3 +272,57 @@ func TestSalvagedGoesOn(t *testing.T) {
 		})
 	}
 }
+
+// A journal is lost after another epoch took it over, with records of the one
+// before that Pub/Sub never had. Where the journal was not lost, they are missing.
+func TestLostAfterTakeOver(t *testing.T) {
+	for _, lost := range []bool{true, false} {
+		v := ledgertest.New()
+		tenant, err := record.NewTenant()
+		if err != nil {
+			t.Fatal(err)
+		}
+		public, err := tenant.Public()
+		if err != nil {
+			t.Fatal(err)
+		}
+		g := ledgertest.NewGateway(v, "gw-1", public)
+		heartbeat := func() { g.Append(record.Draft{Kind: record.KindHeartbeat, Body: []byte("{}")}) }
+		g.Begin()
+		heartbeat()
+		g.Cut()
+		heartbeat()
+		g.Salvage()
+		heartbeat()
+		g.Crash()
+		first := g.Epoch
+		for _, n := range v.Names(vault.SegmentsPrefix) {
+			if id, err := vault.ParseSegmentName(n); err == nil && id.Last == 4 {
+				delete(v.Files, n) // it was on the disk alone
+			}
+		}
+		g.Begin()
+		heartbeat()
+		if lost {
+			g.Lose(false)
+		} else {
+			g.Crash()
+		}
+		g.Begin()
+		g.Close()
+		r, err := ledger.Verify(t.Context(), v, ledger.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch {
+		case !lost && (r.Sound || r.Findings[0].Code != ledger.SegmentMissing):
+			t.Errorf("not lost: %v", r.Findings)
+		case lost && (!r.Sound || len(r.LostTails) != 2):
+			t.Errorf("lost: %v %+v", r.Findings, r.LostTails)
+		case lost:
+			if l := r.LostTails[0]; l.Epoch != first.String() || l.Sequence != 3 || l.Cited != 4 {
+				t.Errorf("%+v", l)
+			}
+		}
+	}
+}

@@ -270,6 +270,7 @@ type epoch struct {
 	live     bool      // something besides recovery was recorded
 	closed   bool
 	waits    bool      // the epoch before it is still to come
+	lostAt   uint64    // the next one cites it up to there, and its journal was lost
 	time     time.Time // of the last record
 	complete time.Time // of the last record that a checkpoint confirmed
 	records  uint64
@@ -745,6 +746,9 @@ func (c *verifier) cites(e *epoch, next map[record.Epoch]*epoch) error {
 	case held < p.Sequence && c.young(e):
 		e.waits = true
 		c.notice(EpochAwaited, end, "records %d to %d of epoch %s have not come yet", held+1, p.Sequence, id)
+	case held < p.Sequence && c.lostWith(before, e):
+		// The journal that held them was lost after this epoch had taken it over.
+		before.lostAt = p.Sequence
 	case held < p.Sequence:
 		c.find(SegmentMissing, end, "records %d to %d are missing: the epoch's last segment in the vault is this one, the next epoch %s cites its end at %d", held+1, p.Sequence, e.id, p.Sequence)
 	case held > p.Sequence:
@@ -845,7 +849,7 @@ func (c *verifier) gateway(name string, epochs []*epoch, next map[record.Epoch]*
 		if e.waits {
 			g.pending++
 		}
-		lost := !e.closed && next[e.id] == nil && c.lostTail(e)
+		lost := !e.closed && (next[e.id] == nil || e.lostAt > 0) && c.lostTail(e)
 		if i < len(epochs)-1 && !e.closed && !e.damaged && next[e.id] == nil && !lost {
 			// Where the next epoch's first record has expired, so has its citation.
 			if after := epochs[i+1]; !after.waits && (after.opened != nil || !after.gone) {

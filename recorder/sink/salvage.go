@@ -361,8 +361,8 @@ func (st *stream) chainOne(ctx context.Context, r io.Reader) error {
 }
 
 // over tells how it is known that no more of the epoch will be cut: by an
-// operator's order, or by a later epoch of the gateway that does not cite it. It
-// returns the beginning of a note that says so, nil where it is not known.
+// operator's order, or by a later epoch of the gateway whose journal does not
+// have it. It returns the beginning of a note that says so, nil where it is not known.
 func (st *stream) over(ctx context.Context) (*vault.Salvage, error) {
 	order, err := st.sink.note(ctx, vault.SalvageName(st.gateway, st.epoch, vault.SalvageOrder, 0))
 	var bad *noteError
@@ -382,11 +382,13 @@ func (st *stream) over(ctx context.Context) (*vault.Salvage, error) {
 	if err != nil {
 		return nil, err
 	}
+	// The latest word counts: a journal may be lost after another epoch took it
+	// over, and it may come back.
 	successor := ""
 	for _, e := range slices.SortedFunc(maps.Keys(opens), compareEpochs) {
 		switch heir(opens, e, st.epoch) {
 		case cites:
-			return nil, nil
+			successor = ""
 		case without:
 			if successor == "" {
 				successor = e.String()
@@ -513,7 +515,7 @@ func (s *Sink) Lost(ctx context.Context, gateway string, epoch record.Epoch) ([]
 		name string
 		id   vault.Segment
 	}
-	ends, cited := map[record.Epoch]last{}, map[record.Epoch]bool{}
+	ends, cited := map[record.Epoch]last{}, map[record.Epoch]uint64{}
 	opened := epoch.Time()
 	err := s.days(ctx, gateway, opened.Add(-lookBack*day), s.c.Now(), func(name string, id vault.Segment) error {
 		if id.Part {
@@ -530,7 +532,7 @@ func (s *Sink) Lost(ctx context.Context, gateway string, epoch record.Epoch) ([]
 			return err
 		}
 		if before, err := record.ParseEpoch(o.Previous.Epoch); err == nil && compareEpochs(before, id.Epoch) < 0 {
-			cited[before] = true
+			cited[before] = o.Previous.Sequence
 		}
 		return nil
 	})
@@ -540,7 +542,7 @@ func (s *Sink) Lost(ctx context.Context, gateway string, epoch record.Epoch) ([]
 	var lost []record.Epoch
 	for _, e := range slices.SortedFunc(maps.Keys(ends), compareEpochs) {
 		end := ends[e]
-		if compareEpochs(e, epoch) >= 0 || cited[e] {
+		if compareEpochs(e, epoch) >= 0 || cited[e] > 0 && end.id.Last >= cited[e] {
 			continue
 		}
 		n, err := s.note(ctx, vault.SalvageName(gateway, e, vault.SalvageEnd, end.id.Last))

@@ -527,6 +527,8 @@ func TestOver(t *testing.T) {
 		{name: "cited by way of another", opens: map[int]*record.EpochEnd{20: cite(10), 30: cite(20)}},
 		{name: "another that has not come", opens: map[int]*record.EpochEnd{30: cite(20)}},
 		{name: "empty by way of another", opens: map[int]*record.EpochEnd{20: nil, 30: cite(20)}, over: true},
+		{name: "cited, and lost then", opens: map[int]*record.EpochEnd{20: cite(10), 30: nil}, over: true},
+		{name: "lost, cited and lost again", opens: map[int]*record.EpochEnd{20: nil, 30: cite(10), 40: nil}, over: true},
 		{name: "it came back", opens: map[int]*record.EpochEnd{20: nil, 30: cite(10)}},
 		{name: "only older ones", opens: map[int]*record.EpochEnd{5: nil}},
 		{name: "cites itself", opens: map[int]*record.EpochEnd{20: cite(20)}},

@@ -149,7 +149,8 @@ type Salvager interface {
 // Heir is a [Receiver] that knows which epochs were left without an end.
 type Heir interface {
 	// Lost returns the earlier epochs of the gateway whose end nothing shows yet:
-	// they were not closed, no other cites them, and they were not salvaged.
+	// they were not closed, no other cites the end that is held, and they were not
+	// salvaged.
 	Lost(ctx context.Context, gateway string, epoch record.Epoch) ([]record.Epoch, error)
 }
 

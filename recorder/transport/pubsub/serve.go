@@ -723,7 +723,10 @@ func (e *epoch) apply(ctx context.Context, n *entry) (bool, error) {
 		if err != nil {
 			return err
 		}
-		e.held, e.at = max(e.held, h), at
+		if e.held, e.at = max(e.held, h), at; e.held >= at.seq {
+			// A gateway that began again goes on behind all about the record.
+			e.at = position{at.seq, whole}
+		}
 		return nil
 	})
 	if err == nil && end != n.upto { // of a body in pieces: others were walked before
