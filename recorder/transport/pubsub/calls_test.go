@@ -67,13 +67,15 @@ func TestCallFaults(t *testing.T) {
 					if !callFault(t, name, who, x, want) {
 						t.Fatal(name)
 					}
+					x.mu.Lock()
 					if x.n >= at {
 						failed++
 					}
+					x.mu.Unlock()
 				}
 			}
 		}
-		if failed < 8 {
+		if failed < 4 { // each batches as it likes
 			t.Errorf("%s: %d calls failed", side, failed)
 		}
 		t.Logf("%s: %d calls failed", side, failed)
