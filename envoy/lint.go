@@ -658,6 +658,7 @@ func (l *linter) cluster(path string, c *clusterv3.Cluster) {
 	if c.GetType() == clusterv3.Cluster_EDS || c.GetType() == clusterv3.Cluster_ORIGINAL_DST || c.GetClusterType() != nil {
 		l.add(path+".type", "static-only", "the endpoints must stand in the bootstrap: STATIC, STRICT_DNS or LOGICAL_DNS")
 	}
+	http2 := false
 	for key, any := range c.GetTypedExtensionProtocolOptions() {
 		o := &upstreamhttpv3.HttpProtocolOptions{}
 		if any.UnmarshalTo(o) != nil {
@@ -665,6 +666,10 @@ func (l *linter) cluster(path string, c *clusterv3.Cluster) {
 			continue
 		}
 		l.known(path+".typed_extension_protocol_options", o)
+		http2 = http2 || o.GetExplicitHttpConfig().GetHttp2ProtocolOptions() != nil
+	}
+	if strings.HasSuffix(c.GetName(), storageSuffix) && !http2 {
+		l.add(path+".typed_extension_protocol_options", "storage-http2", "%s carries gRPC: set explicit_http_config with http2_protocol_options", c.GetName())
 	}
 	sockets := []*corev3.TransportSocket{c.GetTransportSocket()}
 	if m := c.GetTransportSocketMatches(); len(m) > 0 {

@@ -98,13 +98,21 @@ type Connection struct {
 	// https://bigquery.googleapis.com. With https, the host's certificate is
 	// verified against its name; http is for local emulators.
 	REST string
-	// CA is a PEM file to verify the host with in place of [Params.Roots].
+	// Storage is the URL of the BigQuery Storage host, spoken to in HTTP/2:
+	// https://bigquerystorage.googleapis.com. Empty means none.
+	Storage string
+	// CA is a PEM file to verify the hosts with in place of [Params.Roots].
 	CA string
 }
 
 // Cluster is the name of the connection's REST cluster, the value of
 // [UpstreamHeader].
 func (c Connection) Cluster() string { return c.Name + ".rest" }
+
+// StorageCluster is the name of the connection's cluster for gRPC.
+func (c Connection) StorageCluster() string { return c.Name + storageSuffix }
+
+const storageSuffix = ".storage"
 
 var connectionName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
@@ -144,8 +152,17 @@ func (p Params) check() error {
 			bad("connection name %q is used twice", c.Name)
 		}
 		seen[c.Name] = true
-		if _, err := c.endpoint(); err != nil {
+		rest, err := c.endpoint(c.REST)
+		if err != nil {
 			bad("connection %q: %w", c.Name, err)
+		}
+		if c.Storage != "" {
+			switch s, err := c.endpoint(c.Storage); {
+			case err != nil:
+				bad("connection %q: storage: %w", c.Name, err)
+			case rest.TLS && !s.TLS:
+				bad("connection %q: storage upstream %q: use https, as the REST upstream does", c.Name, c.Storage)
+			}
 		}
 	}
 	if p.Idle < 0 || p.Linger < 0 || p.Buffer < 0 || p.Window < 0 || p.MaxRequests < 0 || p.MaxConnections < 0 || p.HeapLimit < 0 || p.TrustedHops < 0 {
@@ -190,8 +207,8 @@ type endpoint struct {
 	IP       bool
 }
 
-func (c Connection) endpoint() (endpoint, error) {
-	u, err := url.Parse(c.REST)
+func (c Connection) endpoint(base string) (endpoint, error) {
+	u, err := url.Parse(base)
 	if err != nil {
 		return endpoint{}, errors.New("upstream is not a URL: use one like https://bigquery.googleapis.com")
 	}

@@ -73,6 +73,7 @@ type upstream struct {
 	endpoint
 	Cluster string
 	CA      string
+	HTTP2   bool // gRPC needs it
 }
 
 // Render returns the bootstrap as YAML. Errors name every parameter that is
@@ -120,19 +121,28 @@ func Render(p Params) ([]byte, error) {
 		v.ProcessorIsIP = err == nil
 	}
 	for _, c := range p.Connections {
-		e, err := c.endpoint()
-		if err != nil {
-			return nil, fmt.Errorf("envoy bootstrap: connection %q: %w", c.Name, err)
-		}
-		if e.TLS && c.CA == "" {
-			if p.Roots == "" {
-				if p.Roots, err = SystemRoots(); err != nil {
-					return nil, fmt.Errorf("envoy bootstrap: connection %q: %w", c.Name, err)
-				}
+		for _, u := range []struct {
+			base, cluster string
+			http2         bool
+		}{{c.REST, c.Cluster(), false}, {c.Storage, c.StorageCluster(), true}} {
+			if u.base == "" {
+				continue
 			}
-			c.CA = p.Roots
+			e, err := c.endpoint(u.base)
+			if err != nil {
+				return nil, fmt.Errorf("envoy bootstrap: connection %q: %w", c.Name, err)
+			}
+			ca := c.CA
+			if e.TLS && ca == "" {
+				if p.Roots == "" {
+					if p.Roots, err = SystemRoots(); err != nil {
+						return nil, fmt.Errorf("envoy bootstrap: connection %q: %w", c.Name, err)
+					}
+				}
+				ca = p.Roots
+			}
+			v.Upstreams = append(v.Upstreams, upstream{endpoint: e, Cluster: u.cluster, CA: ca, HTTP2: u.http2})
 		}
-		v.Upstreams = append(v.Upstreams, upstream{endpoint: e, Cluster: c.Cluster(), CA: c.CA})
 	}
 	var out bytes.Buffer
 	if err := bootstrapTemplate.Execute(&out, v); err != nil {

@@ -17,12 +17,12 @@ var update = flag.Bool("update", false, "rewrite golden files")
 var variants = map[string]Params{
 	"local": {
 		Listen: "127.0.0.1:8443", Admin: "127.0.0.1:9901", AccessLog: "-", Processor: Processor{Socket: "/run/verbatim/extproc.sock"},
-		Connections: []Connection{{Name: "emulator", REST: "http://127.0.0.1:9050"}},
+		Connections: []Connection{{Name: "emulator", REST: "http://127.0.0.1:9050", Storage: "http://127.0.0.1:9060"}},
 	},
 	"production": {
 		Listen: "0.0.0.0:443", TLS: &Certificate{Certificate: "/etc/verbatim/tls.pem", Key: "/etc/verbatim/tls.key"}, Admin: "[::1]:9901", AccessLog: "/var/log/envoy/access.log",
 		Processor:   Processor{Address: "extproc.verbatim.svc:9443", CA: "/etc/verbatim/ca.pem", Certificate: "/etc/verbatim/envoy.pem", Key: "/etc/verbatim/envoy.key", ServerName: "extproc.verbatim.svc"},
-		Connections: []Connection{{Name: "analytics", REST: "https://bigquery.googleapis.com"}, {Name: "eu", REST: "https://bigquery.eu.rep.googleapis.com:8443/"}},
+		Connections: []Connection{{Name: "analytics", REST: "https://bigquery.googleapis.com", Storage: "https://bigquerystorage.googleapis.com"}, {Name: "eu", REST: "https://bigquery.eu.rep.googleapis.com:8443/"}},
 		Roots:       "/etc/ssl/certs/ca-certificates.crt", Idle: 20 * time.Minute, Buffer: 128 << 10, Window: 512 << 10, MaxRequests: 500, MaxConnections: 1000, HeapLimit: 1 << 30, TrustedHops: 1,
 	},
 	"odd": {
@@ -78,6 +78,8 @@ func TestRenderRefuses(t *testing.T) {
 		"name":                 {func(p *Params) { p.Connections[0].Name = "A_b" }, `"A_b"`},
 		"name twice":           {func(p *Params) { p.Connections[1].Name = p.Connections[0].Name }, "twice"},
 		"scheme":               {func(p *Params) { p.Connections[0].REST = "ftp://x" }, "use a URL like"},
+		"storage path":         {func(p *Params) { p.Connections[0].Storage = "https://x/y" }, "storage: upstream"},
+		"storage in the open":  {func(p *Params) { p.Connections[0].Storage = "http://x" }, "use https"},
 		"path":                 {func(p *Params) { p.Connections[0].REST = "https://x/bigquery" }, "only scheme, host and port"},
 		"password":             {func(p *Params) { p.Connections[0].REST = "https://u:hunter2@x" }, "only scheme, host and port"},
 		"port":                 {func(p *Params) { p.Connections[0].REST = "https://x:0" }, "port must be"},

@@ -215,7 +215,7 @@ func parseBody(call Call, contentType, contentEncoding string, body []byte) (Fac
 			return f, nil
 		}
 		return f, invalid("body_unexpected", fmt.Sprintf("%s takes no body.", call.Method))
-	case CarriesStream:
+	case CarriesStream, CarriesGRPC:
 		return f, nil
 	}
 	if blank {

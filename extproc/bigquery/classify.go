@@ -152,6 +152,16 @@ func Classify(r Request) (Call, *Refusal) {
 	if route.rest || (route.Stance == Deny && route.HTTP == "*") {
 		return call, stance(route.Route) // its query means nothing to us
 	}
+	if route.Carries == CarriesGRPC {
+		if hasQuery {
+			return call, invalid("query_form", "A gRPC call has no query string.")
+		}
+		call.Path = emit(route, vars, nil)
+		if ref := checkGRPC(r); ref != nil {
+			return call, ref
+		}
+		return call, nil
+	}
 	if ref := call.query(route, rawQuery, hasQuery); ref != nil {
 		return call, ref
 	}

@@ -24,6 +24,7 @@ const (
 	CarriesMultipart Carries = "multipart" // first part JSON, the rest streams
 	CarriesStream    Carries = "stream"    // bytes of an upload
 	CarriesForm      Carries = "form"      // a form with a credential in it
+	CarriesGRPC      Carries = "grpc"      // one message of the Storage Read API
 )
 
 // Stance says what happens to a call before any policy is asked.
@@ -82,7 +83,7 @@ const (
 const (
 	denyGrants       = "changes who may read; grants are made by people, outside the gateway"
 	denyGrantsShown  = "shows or filters by grants, which agents do not need"
-	denyStorageRead  = "the Storage Read API is not served yet; switch it off in the client (Python: create_bqstorage_client=False)"
+	denyStorageRead  = "the gateway does not know this method of the Storage Read API"
 	denyStorageWrite = "the Storage Write API carries rows that the gateway cannot record yet; use a load job or insertAll"
 	denyGRPC         = "the gRPC form of the v2 API is not served; use the REST form"
 	denyPreview      = "preview versions of the Storage API are not served"
@@ -185,10 +186,10 @@ var routeTable = []Route{
 	{"sts.token", "*", "/v1/token", KindOther, CarriesForm, Deny, denyToken, nil},
 	{"oauth2.token", "*", "/token", KindOther, CarriesForm, Deny, denyToken, nil},
 
-	{"google.cloud.bigquery.storage.v1.BigQueryRead.CreateReadSession", "*", "/google.cloud.bigquery.storage.v1.BigQueryRead/CreateReadSession", KindRead, CarriesStream, Deny, denyStorageRead, nil},
-	{"google.cloud.bigquery.storage.v1.BigQueryRead.ReadRows", "*", "/google.cloud.bigquery.storage.v1.BigQueryRead/ReadRows", KindRead, CarriesStream, Deny, denyStorageRead, nil},
-	{"google.cloud.bigquery.storage.v1.BigQueryRead.SplitReadStream", "*", "/google.cloud.bigquery.storage.v1.BigQueryRead/SplitReadStream", KindRead, CarriesStream, Deny, denyStorageRead, nil},
-	{"google.cloud.bigquery.storage.v1.BigQueryRead", "*", "/google.cloud.bigquery.storage.v1.BigQueryRead/{rest...}", KindRead, CarriesStream, Deny, denyStorageRead, nil},
+	{MethodCreateReadSession, "POST", "/google.cloud.bigquery.storage.v1.BigQueryRead/CreateReadSession", KindRead, CarriesGRPC, Allow, "", nil},
+	{MethodReadRows, "POST", "/google.cloud.bigquery.storage.v1.BigQueryRead/ReadRows", KindRead, CarriesGRPC, Allow, "", nil},
+	{MethodSplitReadStream, "POST", "/google.cloud.bigquery.storage.v1.BigQueryRead/SplitReadStream", KindRead, CarriesGRPC, Allow, "", nil},
+	{storageService, "*", "/google.cloud.bigquery.storage.v1.BigQueryRead/{rest...}", KindRead, CarriesStream, Deny, denyStorageRead, nil},
 	{"google.cloud.bigquery.storage.v1.BigQueryWrite", "*", "/google.cloud.bigquery.storage.v1.BigQueryWrite/{rest...}", KindWrite, CarriesStream, Deny, denyStorageWrite, nil},
 	{"google.cloud.bigquery.storage.v1beta1.BigQueryStorage", "*", "/google.cloud.bigquery.storage.v1beta1.BigQueryStorage/{rest...}", KindRead, CarriesStream, Deny, denyPreview, nil},
 	{"google.cloud.bigquery.storage.v1beta2.BigQueryRead", "*", "/google.cloud.bigquery.storage.v1beta2.BigQueryRead/{rest...}", KindRead, CarriesStream, Deny, denyPreview, nil},

@@ -182,14 +182,21 @@ func (x *exchange) outcomeDraft(result record.Result, cause string) []record.Dra
 				Forwarded: moment(x.forwarded), FirstByte: moment(x.firstByte), LastByte: moment(x.lastByte),
 			},
 		}
-		o.Succeeded(result == record.ResultDelivered && code < 400)
+		ended := ""
+		if x.plan.carries == carriesGRPC && result == record.ResultDelivered {
+			ended = grpcError(x.plan.trailers)
+		}
+		o.Succeeded(result == record.ResultDelivered && code < 400 && ended == "")
 		for _, l := range x.lanes() {
 			if t, ok := l.total(); ok {
 				o.Verbatim.Payloads = append(o.Verbatim.Payloads, t)
 			}
 		}
-		if x.facts != nil {
-			tell(&o.Verbatim, x.facts.Facts())
+		if x.facts != nil || x.frames != nil {
+			tell(&o.Verbatim, x.told())
+		}
+		if ended != "" {
+			o.Verbatim.Error = ended
 		}
 		if f := x.plan.found; f != nil {
 			o.Verbatim.Reads, o.Verbatim.Writes, o.Verbatim.Functions = f.reads, f.writes, f.functions

@@ -123,9 +123,10 @@ type exchange struct {
 	inFlight   int    // commits of the response that are not durable yet
 	linger     bool   // a first piece waits for the rest of a small response
 	lingered   bool
-	facts      *bigquery.Scanner
-	checked    bool // the gate was asked about the finished job
-	wrapBegun  bool // the message around BigQuery's answer has begun
+	facts      *bigquery.Scanner // of an answer in JSON
+	frames     *bigquery.Frames  // of ReadRows's answer
+	checked    bool              // the gate was asked about the finished job
+	wrapBegun  bool              // the message around BigQuery's answer has begun
 	status     int
 	forwarded  time.Time
 	firstByte  time.Time
@@ -155,7 +156,7 @@ func (x *exchange) step(ev event) {
 		x.flushResponse()
 	case eventNoRoom:
 		x.deny(&refusal{status: 503, reason: "backendError", code: "no_memory", by: "capacity",
-			message: "The gateway has no memory left to hold a request of this size now. Try again in a moment."})
+			message: "The gateway has no memory left to hold a request or answer of this size now. Try again in a moment."})
 	case eventLost:
 		x.lost(ev.err)
 	case eventKilled:
@@ -191,7 +192,7 @@ func (x *exchange) message(m *extproc.ProcessingRequest) {
 	case *extproc.ProcessingRequest_ResponseBody:
 		x.responseBody(r.ResponseBody.GetBody(), r.ResponseBody.GetEndOfStream())
 	case *extproc.ProcessingRequest_ResponseTrailers:
-		x.responseTrailers()
+		x.responseTrailers(r.ResponseTrailers)
 	default:
 		x.protocol("a message of no known kind came")
 	}
@@ -304,13 +305,20 @@ func (x *exchange) heldBody(b []byte, end bool) {
 // this exchange to say. Without a decision there is no other end than all of
 // the body, or none.
 func (x *exchange) mayReceive() bool {
-	return x.phase < phaseIntent || x.hold.streams(expected)
+	return x.phase < phaseIntent || x.holds() || x.hold.streams(expected)
+}
+
+// holds reports whether a body is held whole, which does not drain by itself.
+func (x *exchange) holds() bool {
+	return x.phase == phaseBody || x.phase == phaseOpen && x.plan.sealStreams != nil && x.resHead != nil
 }
 
 func (x *exchange) decide() {
 	ctx, cancel := context.WithTimeout(x.ctx, x.timeout)
 	defer cancel()
-	if refused := x.gate.decide(ctx, x.plan, x.body, x.prober(x)); refused != nil {
+	refused := x.gate.decide(ctx, x.plan, x.body, x.prober(x))
+	x.up.full, x.sent.full, x.down.full = x.plan.full, x.plan.full, x.plan.full // the body may have said by which connection
+	if refused != nil {
 		x.turnDown(refused)
 		return
 	}

@@ -194,6 +194,9 @@ func (p *plan) doors() *refusal {
 			*list = append(*list, policy.Table{Project: c.Project, Dataset: c.Dataset, Table: c.Table, As: as, Source: source, AllColumns: true})
 		}
 	}
+	if p.storage != nil {
+		return nil // it has told
+	}
 	u := &p.uses
 	named := bigquery.Table{Project: p.call.Project, Dataset: p.call.Dataset, Table: p.call.Table}
 	switch p.route.Kind {

@@ -37,6 +37,7 @@ type Connection struct {
 	Location   string
 	REST       string // base URL of the upstream's REST API
 	Cluster    string // Envoy's cluster for it
+	Storage    string // Envoy's cluster for the Storage Read API; empty: closed
 	Recording  string // full or metadata
 	Retention  string
 	Credential credential.Source
@@ -83,6 +84,7 @@ const (
 	carriesMultipart = bigquery.CarriesMultipart
 	carriesStream    = bigquery.CarriesStream
 	carriesForm      = bigquery.CarriesForm
+	carriesGRPC      = bigquery.CarriesGRPC
 )
 
 // connection returns the connection that lists the project. A call without a
@@ -171,6 +173,9 @@ func (g *Gate) head(ctx context.Context, r *request) (*plan, *refusal) {
 	if p.route.Stance == bigquery.Local {
 		return p, nil
 	}
+	if p.carries == carriesGRPC { // the message names the project
+		return p, nil
+	}
 	if refused := g.connect(p); refused != nil {
 		return p, refused
 	}
@@ -240,6 +245,11 @@ func (g *Gate) decide(ctx context.Context, p *plan, body []byte, probe prober) *
 			return &refusal{status: 415, reason: bigquery.ReasonInvalid, code: "content_encoding", by: "body", message: "An upload with a content-encoding is not served; send it plain, or as a file that is itself compressed."}
 		}
 		job = nil
+	case carriesGRPC:
+		if refusal := g.storageRead(ctx, p, body); refusal != nil {
+			return refusal
+		}
+		job = nil
 	}
 	facts, err := bigquery.ParseBody(p.route, contentType, encoding, job)
 	if err != nil {
@@ -296,6 +306,9 @@ func (g *Gate) decide(ctx context.Context, p *plan, body []byte, probe prober) *
 		return refusal
 	}
 	g.begins(p, p.owner)
+	if p.begins != nil {
+		p.begins(p.owner)
+	}
 	if refusal := g.rewrite(p, decision); refusal != nil {
 		return refusal
 	}

@@ -111,9 +111,14 @@ type plan struct {
 	contentType string                 // for upstream, where it differs
 	part        *bigquery.Part         // of a multipart upload
 	sealUpload  func(id string) string // makes the proof of whose an upload is
+	storage     *bigquery.StorageRead  // of a call of the Storage Read API
+	begins      func(bigquery.Owner)   // told who will own what the request makes
+	sealStreams func(string) string    // makes the proof of a stream in the answer; nil: it names none
+	params      string                 // x-goog-request-params for upstream
 	cluster     string
 	credential  string              // the gateway's, for upstream
 	headEnd     bool                // the response is its head alone
+	trailers    []record.Header     // of a gRPC answer
 	mcp         *bigquery.MCPAnswer // the caller speaks the Model Context Protocol
 	tool        *bigquery.MCPTool   // that it calls
 	wrapped     bool                // BigQuery's answer goes into a message of the protocol
@@ -196,7 +201,11 @@ func (p *plan) leaks(value, token string) bool {
 // passes reports whether a request header goes upstream.
 func (p *plan) passes(h record.Header) bool {
 	name := strings.ToLower(h.Name)
-	return bigquery.UpstreamHeader(name) && !auth.CredentialHeader(name) && !p.leaks(h.Value, p.token)
+	known := bigquery.UpstreamHeader
+	if p.carries == carriesGRPC {
+		known = bigquery.UpstreamGRPCHeader
+	}
+	return known(name) && !auth.CredentialHeader(name) && !p.leaks(h.Value, p.token)
 }
 
 // responseHead makes of the upstream's response head what the caller gets, and
@@ -222,7 +231,7 @@ func (p *plan) responseHead(h *extproc.HttpHeaders, receipt string) (*record.Hea
 			continue
 		case strings.HasPrefix(name, ":"):
 			continue
-		case name == "content-encoding" && value != "" && !strings.EqualFold(value, "identity"):
+		case (name == "content-encoding" || name == "grpc-encoding") && value != "" && !strings.EqualFold(value, "identity"):
 			refused = &refusal{status: 502, reason: "backendError", code: "response_encoded", by: "body",
 				message: "BigQuery answered with a compressed body although none was asked for; the gateway cannot record it and does not pass it on."}
 		case name == "content-type" && wrapped:
@@ -233,6 +242,11 @@ func (p *plan) responseHead(h *extproc.HttpHeaders, receipt string) (*record.Hea
 		case strings.HasPrefix(name, "x-verbatim-"):
 			m.RemoveHeaders = append(m.RemoveHeaders, name)
 			continue
+		case p.carries == carriesGRPC && bigquery.DownstreamTrailer(name): // of an answer without a body
+			p.trailers = append(p.trailers, record.Header{Name: name, Value: value})
+			if name == "grpc-status" && value == unauthenticated {
+				refused = &refusalGoogleCredential
+			}
 		case !bigquery.DownstreamHeader(name):
 			m.RemoveHeaders = append(m.RemoveHeaders, name)
 			continue

@@ -115,6 +115,21 @@ func (g *Gate) reached(ctx context.Context, p *plan, probe prober) *refusal {
 			r, _ = g.Reaches.of(key)
 		}
 		p.reach = r
+	case p.storage != nil && p.route.Job != nil:
+		key := bigquery.JobKey(*p.route.Job)
+		r, known := g.Reaches.of(key)
+		if !known {
+			if err := g.askReach(ctx, p.route.Job, probe); err != nil {
+				return unchecked()
+			}
+			r, _ = g.Reaches.of(key)
+		}
+		if r == nil {
+			return nil
+		}
+		p.reach = r
+		defer func() { p.reach = nil }()
+		return g.finished(ctx, p, bigquery.ResponseFacts{Job: p.route.Job}, probe)
 	case p.route.Table != "" && strings.HasPrefix(p.call.Dataset, "_"):
 		t := bigquery.Table{Project: p.call.Project, Dataset: p.call.Dataset, Table: p.call.Table}
 		job, ok := g.Reaches.behind(bigquery.TableKey(t))

@@ -60,6 +60,9 @@ func requestHeadReply(p *plan, r *request) *extproc.ProcessingResponse {
 		setHeader("authorization", "Bearer "+p.credential),
 		setHeader("accept-encoding", "identity"),
 		setHeader(UpstreamHeader, p.cluster))
+	if p.carries == carriesGRPC {
+		m.SetHeaders = append(m.SetHeaders, setHeader("grpc-accept-encoding", "identity"), setHeader("x-goog-request-params", p.params))
+	}
 	if p.path != r.target {
 		m.SetHeaders = append(m.SetHeaders, setHeader(":path", p.path))
 	}
@@ -94,8 +97,8 @@ func bodyReply(d record.Direction, b []byte, end bool) *extproc.ProcessingRespon
 	return &extproc.ProcessingResponse{Response: &extproc.ProcessingResponse_ResponseBody{ResponseBody: body}}
 }
 
-func responseTrailersReply() *extproc.ProcessingResponse {
-	return &extproc.ProcessingResponse{Response: &extproc.ProcessingResponse_ResponseTrailers{ResponseTrailers: &extproc.TrailersResponse{}}}
+func responseTrailersReply(m *extproc.HeaderMutation) *extproc.ProcessingResponse {
+	return &extproc.ProcessingResponse{Response: &extproc.ProcessingResponse_ResponseTrailers{ResponseTrailers: &extproc.TrailersResponse{HeaderMutation: m}}}
 }
 
 // immediateReply answers in BigQuery's place. The text names the id, the header

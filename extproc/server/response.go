@@ -2,7 +2,9 @@ package server
 
 import (
 	"context"
+	"fmt"
 	"net/http"
+	"strings"
 
 	extproc "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"verbatim.dev/extproc/bigquery"
@@ -28,7 +30,13 @@ func (x *exchange) responseHead(h *extproc.HttpHeaders) {
 		return
 	}
 	x.headReply = responseHeadReply(mutation)
-	x.facts = scanners.Get().(*bigquery.Scanner)
+	switch {
+	case !x.plan.framed || x.plan.carries != carriesGRPC:
+		x.plan.sealStreams = nil // no message that could name streams
+		x.facts = scanners.Get().(*bigquery.Scanner)
+	case x.plan.call.Method == bigquery.MethodReadRows:
+		x.frames = &bigquery.Frames{}
+	}
 	if h.GetEndOfStream() {
 		x.finish(nil)
 	}
@@ -43,9 +51,8 @@ func (x *exchange) responseBody(b []byte, end bool) {
 		return
 	}
 	if len(b) > 0 {
-		x.facts.Write(b)
 		x.wrap(b)
-		if !x.rowsMayGo() {
+		if !x.understood(b) || !x.rowsMayGo() {
 			return
 		}
 	}
@@ -56,6 +63,49 @@ func (x *exchange) responseBody(b []byte, end bool) {
 	x.flushResponse()
 }
 
+// understood looks at what came of an answer and reports whether the exchange
+// goes on.
+func (x *exchange) understood(b []byte) bool {
+	switch {
+	case x.facts != nil:
+		x.facts.Write(b)
+	case x.frames != nil:
+		if err := x.frames.Write(b); err != nil {
+			x.unreadable(err)
+			return false
+		}
+	case x.plan.sealStreams != nil:
+		if x.down.waiting > bigquery.MaxStorageAnswer {
+			x.unreadable(fmt.Errorf("it is larger than %d bytes", bigquery.MaxStorageAnswer))
+			return false
+		}
+		extra := heldCost * int64(len(b))
+		if !x.hold.reserve(extra) {
+			x.step(eventNoRoom{})
+			return false
+		}
+		x.bodyExtra += extra // until the exchange ends
+	}
+	return true
+}
+
+// unreadable ends an exchange whose gRPC answer is not what its method has.
+func (x *exchange) unreadable(err error) {
+	x.deny(&refusal{status: http.StatusBadGateway, reason: bigquery.ReasonBackendError, code: "response_unreadable", by: "body",
+		message: "BigQuery's answer is not one that the gateway can read and record, so it is not passed on: " + err.Error() + "."})
+}
+
+// told is what the answer says of itself.
+func (x *exchange) told() bigquery.ResponseFacts {
+	switch {
+	case x.facts != nil:
+		return x.facts.Facts()
+	case x.frames != nil:
+		return bigquery.ResponseFacts{HasRows: true, Rows: x.frames.Rows()}
+	}
+	return bigquery.ResponseFacts{}
+}
+
 // rowsMayGo asks the gate about the finished job when the first row has come
 // and not gone out, where the decision rested on a dry run. It reports whether
 // the exchange goes on.
@@ -63,7 +113,7 @@ func (x *exchange) rowsMayGo() bool {
 	if x.checked || x.plan.reach == nil {
 		return true
 	}
-	f := x.facts.Facts()
+	f := x.told()
 	if !f.HasRows && !f.Arrow {
 		return true
 	}
@@ -77,20 +127,63 @@ func (x *exchange) rowsMayGo() bool {
 	return true
 }
 
-func (x *exchange) responseTrailers() {
+func (x *exchange) responseTrailers(t *extproc.HttpTrailers) {
 	if x.phase != phaseOpen || x.resHead == nil {
 		if x.phase != phaseClosing {
 			x.protocol("response trailers came before the headers")
 		}
 		return
 	}
-	x.finish(responseTrailersReply())
+	if x.plan.carries != carriesGRPC {
+		x.finish(responseTrailersReply(nil))
+		return
+	}
+	m := &extproc.HeaderMutation{}
+	for _, v := range t.GetTrailers().GetHeaders() {
+		name := strings.ToLower(v.GetKey())
+		if !bigquery.DownstreamTrailer(name) {
+			m.RemoveHeaders = append(m.RemoveHeaders, name)
+			continue
+		}
+		h := record.Header{Name: name, Value: headerValue(v)}
+		x.plan.trailers = append(x.plan.trailers, h)
+		if name == "grpc-status" && h.Value == unauthenticated {
+			x.deny(&refusalGoogleCredential)
+			return
+		}
+	}
+	x.finish(responseTrailersReply(m))
+}
+
+// seal puts the proofs into an answer that names streams, which came whole.
+func (x *exchange) seal() error {
+	if x.plan.sealStreams == nil || len(x.down.pending) == 0 {
+		return nil
+	}
+	chunks := x.down.take()
+	var whole []byte
+	var held int64
+	for _, c := range chunks {
+		whole = append(whole, c.b...)
+		held += c.cost()
+		putBody(c.memory)
+	}
+	sealed, err := bigquery.SealStreams(x.plan.call.Method, whole, x.plan.sealStreams)
+	if err != nil {
+		sealed = nil
+	}
+	x.hold.change(int64(len(sealed)) - held)
+	x.down.add(chunk{b: sealed})
+	return err
 }
 
 // flushResponse journals what came of the response. While a commit is under
 // way it lets more gather, up to a piece, so that commits grow under load
 // instead of queueing.
 func (x *exchange) flushResponse() {
+	if x.plan.sealStreams != nil { // held until it is whole
+		return
+	}
 	if x.phase != phaseOpen || x.resHead == nil || (x.headQueued && len(x.down.pending) == 0) {
 		return
 	}
@@ -179,10 +272,20 @@ func (x *exchange) releaseHead() {
 // finish makes the rest of the response and the outcome durable together, and
 // then lets the last byte go.
 func (x *exchange) finish(trailers *extproc.ProcessingResponse) {
+	if x.frames != nil {
+		if err := x.frames.End(); err != nil && grpcError(x.plan.trailers) == "" {
+			x.unreadable(err)
+			return
+		}
+	}
+	if err := x.seal(); err != nil {
+		x.unreadable(err)
+		return
+	}
 	x.phase, x.linger = phaseClosing, false
 	x.lastByte = x.now()
 	x.dropUpload()
-	x.gate.settled(x.plan, x.status, x.facts.Facts())
+	x.gate.settled(x.plan, x.status, x.told())
 	x.wrapEnd()
 	drafts := x.headDrafts()
 	chunks := x.down.take()

@@ -356,7 +356,7 @@ func (s *Server) loop(ctx context.Context, x *exchange, me *running, in <-chan r
 			} else if x.hold.reserve(expected) {
 				credited = true
 				credit <- struct{}{}
-			} else if x.phase == phaseBody { // what is held does not drain by itself
+			} else if x.holds() {
 				x.step(eventNoRoom{})
 				continue
 			}
