@@ -156,7 +156,11 @@ func describe(ctx context.Context, cfg *config.Config, verifier *auth.Verifier, 
 		if c.Mode == config.ModeObserve {
 			mode = ", the policy only observes"
 		}
-		fmt.Fprintf(w, "connection\t%s: projects %s to %s, credential %s, records %s, retention %s%s\n", c.Name, strings.Join(c.Projects, " "), c.Upstream.REST, c.Credential.Kind, c.Recording, c.Retention, mode)
+		storage := "no Storage Read API"
+		if s := c.Upstream.StorageURL(); s != "" {
+			storage = s
+		}
+		fmt.Fprintf(w, "connection\t%s: projects %s to %s and %s, credential %s, records %s, retention %s%s\n", c.Name, strings.Join(c.Projects, " "), c.Upstream.REST, storage, c.Credential.Kind, c.Recording, c.Retention, mode)
 	}
 	for _, o := range cfg.Observe {
 		fmt.Fprintf(w, "observed\t%s, the policy only observes\n", strings.Join(slices.DeleteFunc([]string{o.Issuer, o.Subject, o.Group, o.Repository, o.Namespace, o.ServiceAccount}, func(s string) bool { return s == "" }), " "))

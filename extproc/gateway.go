@@ -285,9 +285,13 @@ func (g *gateway) connections(cfg *config.Config) ([]*server.Connection, map[str
 				}
 			}
 		}
+		storage := ""
+		if c.Upstream.StorageURL() != "" {
+			storage = envoy.Connection{Name: c.Name}.StorageCluster()
+		}
 		out = append(out, &server.Connection{
 			Name: c.Name, Projects: c.Projects, Location: c.Location, REST: strings.TrimSuffix(c.Upstream.REST, "/"),
-			Cluster: envoy.Connection{Name: c.Name}.Cluster(), Observe: c.Mode == config.ModeObserve, Recording: c.Recording, Retention: c.Retention,
+			Cluster: envoy.Connection{Name: c.Name}.Cluster(), Storage: storage, Observe: c.Mode == config.ModeObserve, Recording: c.Recording, Retention: c.Retention,
 			Credential: sources[key], Client: upstreamClient,
 			PerCaller: c.Credential.Kind == credential.KindFederation && c.Credential.Target == "",
 		})

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -112,9 +113,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 			return err
 		}
 		defer e.Close()
-		c.Upstream = e.URL
+		c.Upstream, c.Storage = e.URL, "http://"+e.GRPC
 		c.Credential = map[string]any{"kind": "token_file", "file": filepath.Join(s.home, "keys/upstream.token")}
 	} else {
+		if strings.TrimSuffix(s.upstream, "/") == "https://bigquery.googleapis.com" {
+			c.Storage = "https://bigquerystorage.googleapis.com"
+		}
 		c.Upstream, c.Credential = s.upstream, map[string]any{"kind": "adc"}
 	}
 	if s.issuer != "" {

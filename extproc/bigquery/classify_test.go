@@ -173,7 +173,7 @@ func TestClassifyRefuses(t *testing.T) {
 		{"POST", "/verbatim/whoami", "", "method_unknown", ""},
 		{"GET", "/verbatim/exchanges", "", "route_unknown", ""},
 		{"GET", "/verbatim/exchanges/a$b", "", "name_exchange", "verbatim.exchanges.get"},
-		{"POST", "/google.cloud.bigquery.storage.v1.BigQueryRead/ReadRows", "", "route_denied", "google.cloud.bigquery.storage.v1.BigQueryRead.ReadRows"},
+		{"POST", "/google.cloud.bigquery.storage.v1.BigQueryRead/ReadRows", "", "content_type", "google.cloud.bigquery.storage.v1.BigQueryRead.ReadRows"},
 		{"POST", "/google.cloud.bigquery.storage.v1.BigQueryRead/Other", "", "route_denied", "google.cloud.bigquery.storage.v1.BigQueryRead"},
 		{"POST", "/google.cloud.bigquery.storage.v1.BigQueryWrite/AppendRows", "", "route_denied", "google.cloud.bigquery.storage.v1.BigQueryWrite"},
 		{"POST", "/google.cloud.bigquery.v2.JobService/Query", "", "route_denied", "google.cloud.bigquery.v2.JobService"},

@@ -248,6 +248,29 @@ type Connection struct {
 // Upstream has the base URLs of BigQuery's APIs.
 type Upstream struct {
 	REST string `yaml:"rest"`
+	// Storage is that of the Storage Read API, or StorageNone; StorageURL says
+	// what it comes to where it is left out.
+	Storage string `yaml:"storage"`
+}
+
+// StorageNone closes the Storage Read API.
+const StorageNone = "none"
+
+const (
+	restDefault    = "https://bigquery.googleapis.com"
+	storageDefault = "https://bigquerystorage.googleapis.com"
+)
+
+// StorageURL is the base URL of the Storage Read API, empty for none: where
+// another REST host than Google's own is set, it has to be told.
+func (u Upstream) StorageURL() string {
+	switch {
+	case u.Storage == StorageNone:
+		return ""
+	case u.Storage == "" && strings.TrimSuffix(u.REST, "/") == restDefault:
+		return storageDefault
+	}
+	return u.Storage
 }
 
 // Policy says where the policy is: a folder, or a bundle and the key that it is
@@ -289,7 +312,7 @@ func newIssuer() Issuer {
 }
 
 func newConnection() Connection {
-	return Connection{Upstream: Upstream{REST: "https://bigquery.googleapis.com"}, Recording: RecordingFull, Mode: ModeEnforce}
+	return Connection{Upstream: Upstream{REST: restDefault}, Recording: RecordingFull, Mode: ModeEnforce}
 }
 
 // Connection returns the connection that lists project, or nil.

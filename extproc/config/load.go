@@ -537,6 +537,13 @@ func (k *checker) connections() {
 				k.at(at+".upstream.rest", "upstream.rest %q has a path: give scheme and host only", short(c.Upstream.REST))
 			}
 		}
+		if s := c.Upstream.Storage; k.has(at+".upstream") && s != "" && s != StorageNone {
+			if why := credential.CheckURL(s); why != "" {
+				k.at(at+".upstream.storage", "upstream.storage %s", clip(why, 300))
+			} else if strings.Count(strings.TrimSuffix(s, "/"), "/") != 2 {
+				k.at(at+".upstream.storage", "upstream.storage %q has a path: give scheme and host only", short(s))
+			}
+		}
 		switch c.Recording {
 		case RecordingFull, RecordingMetadata, "":
 		case "off", "none", "false":

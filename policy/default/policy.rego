@@ -313,7 +313,9 @@ begins if {
 
 spends if begins
 
-spends if method in {"bigquery.tabledata.list", "bigquery.jobs.getQueryResults"}
+spends if method in {
+	"bigquery.jobs.getQueryResults", "bigquery.tabledata.list", "google.cloud.bigquery.storage.v1.BigQueryRead.ReadRows",
+}
 
 # Time.
 

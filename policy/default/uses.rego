@@ -32,6 +32,9 @@ route_verbs := {
 	"bigquery.tables.list": "read",
 	"bigquery.tables.patch": "scratch",
 	"bigquery.tables.update": "scratch",
+	"google.cloud.bigquery.storage.v1.BigQueryRead.CreateReadSession": "read",
+	"google.cloud.bigquery.storage.v1.BigQueryRead.ReadRows": "read",
+	"google.cloud.bigquery.storage.v1.BigQueryRead.SplitReadStream": "read",
 }
 
 # Methods whose route names no dataset.
@@ -135,6 +138,12 @@ written contains t.name if some t in input.writes
 written contains input.sql.dry_run.target.name
 
 anonymous("read") if startswith(input.request.dataset, "_")
+
+# A stream of a job's result: the gateway knows whose the job is.
+anonymous("read") if {
+	method == "google.cloud.bigquery.storage.v1.BigQueryRead.ReadRows"
+	input.request.job != ""
+}
 
 # The project can hold dots (example.com:project). A name that cannot be taken
 # apart is one that no grant has.

@@ -64,6 +64,9 @@ type Options struct {
 	// Configure changes extproc's configuration, Bootstrap Envoy's parameters.
 	Configure func(map[string]any)
 	Bootstrap func(*envoy.Params)
+	// Storage is the address of a Storage Read API to have in place of the
+	// emulator's; without either there is none.
+	Storage string
 	// Double changes the double's configuration.
 	Double func(*emulator.Config)
 	// Env is added to the environment of extproc and recorder.
@@ -193,6 +196,12 @@ func Start(t testing.TB, o Options) *Rig {
 				o.Configure(m)
 			}
 		},
+	}
+	switch {
+	case o.Storage != "":
+		c.Storage = "http://" + o.Storage
+	case r.Upstream.GRPC != "":
+		c.Storage = "http://" + r.Upstream.GRPC
 	}
 	if o.NoSink {
 		c.Recorder = ""

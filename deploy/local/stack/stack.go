@@ -62,6 +62,8 @@ type Config struct {
 	Project string
 	// Upstream is the base URL of BigQuery's REST API.
 	Upstream string
+	// Storage is that of its Storage Read API; empty: none.
+	Storage string
 	// Credential is the connection's credential, as in extproc's configuration.
 	Credential map[string]any
 	// Listen is Envoy's address; 127.0.0.1:0 where empty. IssuerListen is the
@@ -275,6 +277,10 @@ func (s *Stack) configure() error {
 		{"name": issuer.Cluster, "url": s.Issuer.Issuer(issuer.Cluster).URL(), "audiences": []string{Audience}, "profile": "kubernetes"},
 		{"name": issuer.Corp, "url": s.Issuer.Issuer(issuer.Corp).URL(), "audiences": []string{Audience}, "groups_claim": "groups", "profile": "generic"},
 	}
+	upstream := map[string]any{"rest": s.cfg.Upstream, "storage": "none"}
+	if s.cfg.Storage != "" {
+		upstream["storage"] = s.cfg.Storage
+	}
 	cfg := map[string]any{
 		"gateway": "local",
 		"listen":  map[string]any{"socket": s.Socket()},
@@ -290,7 +296,7 @@ func (s *Stack) configure() error {
 		"revocations": s.Revocations(),
 		"connections": []map[string]any{{
 			"name": "local", "projects": []string{s.cfg.Project}, "location": "US",
-			"upstream": map[string]any{"rest": s.cfg.Upstream}, "credential": s.cfg.Credential,
+			"upstream": upstream, "credential": s.cfg.Credential,
 			"recording": "full", "retention": "standard",
 		}},
 		"policy": map[string]any{"dir": s.cfg.Policy},
@@ -368,7 +374,7 @@ func (s *Stack) StartExtproc(ctx context.Context) error {
 func (s *Stack) StartEnvoy(ctx context.Context) error {
 	p := envoy.Params{
 		Listen: s.cfg.Listen, Admin: "127.0.0.1:0", Processor: envoy.Processor{Socket: s.Socket()},
-		Connections: []envoy.Connection{{Name: "local", REST: s.cfg.Upstream}},
+		Connections: []envoy.Connection{{Name: "local", REST: s.cfg.Upstream, Storage: s.cfg.Storage}},
 		AccessLog:   s.path("log/access.json"),
 	}
 	if s.cfg.Bootstrap != nil {
