@@ -394,6 +394,12 @@ test_budgets_of_rows if {
 	refused_by(spent(rows, {"rows": 50}), g, "budget_spent", "50 rows")
 	page := object.union(common.base, {"request": {"method": "bigquery.jobs.getQueryResults", "dataset": "", "table": "", "job": "j"}})
 	refused_by(spent(page, {"rows": 50}), g, "budget_spent", "50 rows")
+	stream := object.union(common.base, {
+		"request": {"method": "google.cloud.bigquery.storage.v1.BigQueryRead.ReadRows", "dataset": "sales", "table": "t"},
+		"reads": [object.union(table("acme.sales.t", "storage_read"), {"source": "storage_read"})],
+	})
+	passes_by(spent(stream, {"rows": 49}), g)
+	refused_by(spent(stream, {"rows": 50}), g, "budget_spent", "50 rows")
 	metadata := object.union(common.base, {"request": {"method": "bigquery.tables.get", "dataset": "sales"}})
 	passes_by(metadata, g)
 	try := object.union(reading([]), {"request": {"dry_run": true}})
@@ -403,6 +409,24 @@ test_budgets_of_rows if {
 test_windows if {
 	w := prepare.windows with data.grants as with_grant({"budgets": [{"of": "run", "window": "7d", "rows": 5}, {"of": "principal", "window": "90m", "rows": 5}]})
 	{x | some x in w} == {{"of": "run", "seconds": 604800}, {"of": "principal", "seconds": 5400}}
+}
+
+test_storage_read if {
+	service := "google.cloud.bigquery.storage.v1.BigQueryRead"
+	every method in ["CreateReadSession", "ReadRows", "SplitReadStream"] {
+		asked := object.union(common.base, {"request": {"method": sprintf("%s.%s", [service, method]), "dataset": "", "table": ""}})
+		of := object.union(table("acme.sales.t", "storage_read"), {"source": "storage_read"})
+		passes(object.union(asked, {"reads": [of]}))
+		refused(object.union(asked, {"reads": [table("acme.hr.pay", "storage_read")]}), "dataset_denied", "acme.hr.pay")
+	}
+
+	# Of which nobody says what it reads: the whole project, or a result of one's own.
+	nothing := object.union(common.base, {"request": {"method": concat(".", [service, "ReadRows"]), "dataset": "", "table": ""}})
+	refused(nothing, "dataset_denied", "acme")
+	passes(object.union(nothing, {"request": {"job": "j"}}))
+	passes(object.union(nothing, {"request": {"dataset": "_anon", "table": "t"}}))
+	session := object.union(nothing, {"request": {"method": concat(".", [service, "CreateReadSession"]), "job": "j"}})
+	refused(session, "dataset_denied", "acme")
 }
 
 # Times. The base's is Friday, 2026-01-02, 03:04:05.

@@ -396,6 +396,42 @@ func TestStorageRead(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
+	t.Run("a job's own result", func(t *testing.T) {
+		q := caller{r, bob}.do(t, "POST", "/bigquery/v2/projects/demo-project/queries", `{"query": "SELECT 1", "useLegacySql": false}`)
+		var job struct {
+			JobReference struct{ ProjectID, JobID, Location string }
+		}
+		if err := json.Unmarshal(q.Body, &job); q.Status != 200 || err != nil || job.JobReference.JobID == "" {
+			t.Fatalf("%d %s", q.Status, q.Body)
+		}
+		name := fmt.Sprintf("projects/demo-project/locations/US/jobs/%s/streams/_default", job.JobReference.JobID)
+		if rows, _, _, err := readRows(ctx, b, name, &metadata.MD{}); err != nil || rows != 6 {
+			t.Errorf("%d rows, %v", rows, err)
+		}
+		_, _, _, err := readRows(ctx, a, name, &metadata.MD{})
+		receiptOf(t, err, "not_owner", codes.PermissionDenied)
+		got := caller{r, bob}.do(t, "GET", "/bigquery/v2/projects/demo-project/jobs/"+job.JobReference.JobID, "")
+		var of struct {
+			Configuration struct {
+				Query struct {
+					DestinationTable struct{ DatasetID, TableID string }
+				}
+			}
+		}
+		if err := json.Unmarshal(got.Body, &of); err != nil || !strings.HasPrefix(of.Configuration.Query.DestinationTable.DatasetID, "_") {
+			t.Fatalf("the job's result is in no anonymous table: %s", got.Body)
+		}
+		anonymous := readSession(of.Configuration.Query.DestinationTable.DatasetID, of.Configuration.Query.DestinationTable.TableID)
+		s, err := b.CreateReadSession(ctx, anonymous)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if rows, _, _, err := readRows(ctx, b, s.Streams[0].Name, &metadata.MD{}); err != nil || rows != 6 {
+			t.Errorf("%d rows of the anonymous table, %v", rows, err)
+		}
+		_, err = a.CreateReadSession(ctx, anonymous)
+		receiptOf(t, err, "not_owner", codes.PermissionDenied)
+	})
 	t.Run("100 MB", func(t *testing.T) {
 		s, err := b.CreateReadSession(ctx, readSession("hr", "big"))
 		if err != nil {
