@@ -106,7 +106,9 @@ func TestParseStorageReadRefuses(t *testing.T) {
 		"no session":      {MethodCreateReadSession, change(func(q *storagepb.CreateReadSessionRequest) { q.ReadSession = nil }), "storage_field"},
 		"a name":          {MethodCreateReadSession, change(func(q *storagepb.CreateReadSessionRequest) { q.ReadSession.Name = "x" }), "storage_field"},
 		"streams":         {MethodCreateReadSession, change(func(q *storagepb.CreateReadSessionRequest) { q.ReadSession.Streams = []*storagepb.ReadStream{{}} }), "storage_field"},
-		"field's name":    {MethodCreateReadSession, change(func(q *storagepb.CreateReadSessionRequest) { q.ReadSession.ReadOptions.SelectedFields = []string{"a`b"} }), "storage_field"},
+		"field's name": {MethodCreateReadSession, change(func(q *storagepb.CreateReadSessionRequest) {
+			q.ReadSession.ReadOptions.SelectedFields = []string{"a`b"}
+		}), "storage_field"},
 		"no parent":       {MethodCreateReadSession, change(func(q *storagepb.CreateReadSessionRequest) { q.Parent = "" }), "name_project"},
 		"parent's form":   {MethodCreateReadSession, change(func(q *storagepb.CreateReadSessionRequest) { q.Parent = "projects/p1/locations/us" }), "name_project"},
 		"table's form":    {MethodCreateReadSession, table("p2.d.t"), "name_table"},

@@ -37,6 +37,7 @@ var Cases = []Case{
 	{"request-id", "A jobs.query that repeats a requestId is answered with the first one's job; 52 characters are accepted.", "extproc/server", "a client's retry runs its query twice"},
 	{"job-creation-required", "jobCreationMode JOB_CREATION_REQUIRED makes a job where OPTIONAL was asked for.", "extproc/server", "an answer names no job, and its pages are denied"},
 	{"resumable-location", "The Location of a resumable upload points to the upstream's own host, path /upload/bigquery/v2/projects/P/jobs or its /resumable form, with upload_id.", "extproc/bigquery (RewriteLocation)", "the upload is refused (502 location_foreign)"},
+	{"storage-streams", "The Storage Read API names streams projects/P/locations/L/sessions/S/streams/X without a tilde, takes a message that was encoded anew, and answers uncompressed with row_count in each message.", "extproc/bigquery (ParseStorageRead, SealStreams, Frames)", "reading is refused (502 response_unreadable), or the record lacks the number of rows"},
 	{"multipart-framing", "A multipart upload whose first part was written anew loads the same rows.", "extproc/bigquery (Part)", "loads fail with an error of BigQuery's"},
 	{"cancel", "jobs.cancel with the job's location cancels a running query.", "extproc/server (kill switch)", "the job of a revoked caller runs on; the record says so"},
 	{"error-envelope", "Errors of the REST API have error.code, message, errors[].reason and status.", "extproc/bigquery (Scanner)", "the record lacks the error's text"},

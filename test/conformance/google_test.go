@@ -5,6 +5,7 @@ package conformance
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,9 +17,14 @@ import (
 	"testing"
 	"time"
 
+	bqstorage "cloud.google.com/go/bigquery/storage/apiv1"
+	"cloud.google.com/go/bigquery/storage/apiv1/storagepb"
 	"cloud.google.com/go/storage"
+	"golang.org/x/oauth2"
 	"google.golang.org/api/googleapi"
 	logging "google.golang.org/api/logging/v2"
+	"google.golang.org/api/option"
+	"google.golang.org/protobuf/proto"
 
 	"verbatim.dev/extproc/bigquery"
 	"verbatim.dev/extproc/credential"
@@ -358,6 +364,40 @@ var tests = map[string]func(t *testing.T){
 		to, id, err := bigquery.RewriteLocation(host, "https://gateway.example", a.header.Get("Location"))
 		if a.status != 200 || err != nil || id == "" || !strings.HasPrefix(to, "https://gateway.example/") {
 			t.Errorf("status %d, rewritten %q, id %q, error %v", a.status, to, id, err)
+		}
+	},
+	"storage-streams": func(t *testing.T) {
+		g := real(t)
+		at := env(t, "CONFORMANCE_TABLE", "PROJECT.DATASET.TABLE, a table with rows that may be read")
+		p := strings.Split(at, ".")
+		if len(p) != 3 {
+			t.Fatalf("CONFORMANCE_TABLE %q is no PROJECT.DATASET.TABLE", at)
+		}
+		c, err := bqstorage.NewBigQueryReadClient(t.Context(), option.WithTokenSource(oauth2.StaticTokenSource(&oauth2.Token{AccessToken: g.token})))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		s, err := c.CreateReadSession(t.Context(), &storagepb.CreateReadSessionRequest{Parent: "projects/" + g.project, MaxStreamCount: 1, ReadSession: &storagepb.ReadSession{
+			Table: "projects/" + p[0] + "/datasets/" + p[1] + "/tables/" + p[2], DataFormat: storagepb.DataFormat_ARROW}})
+		if err != nil || len(s.Streams) == 0 {
+			t.Fatalf("session %v, %v", s, err)
+		}
+		name := s.Streams[0].Name
+		b, err := proto.Marshal(&storagepb.ReadRowsRequest{ReadStream: name + "~proof"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		q, err := bigquery.ParseStorageRead(bigquery.MethodReadRows, append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(b))), b...))
+		if err != nil || q.Stream != name {
+			t.Fatalf("the stream %q is read as %+v, %v", name, q, err)
+		}
+		rows, err := c.ReadRows(t.Context(), &storagepb.ReadRowsRequest{ReadStream: q.Stream})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m, err := rows.Recv(); err != nil || m.RowCount == 0 {
+			t.Errorf("the first message counts %d rows, %v", m.GetRowCount(), err)
 		}
 	},
 	"multipart-framing": func(t *testing.T) {

@@ -137,17 +137,17 @@ func (d *storageDouble) SplitReadStream(ctx context.Context, q *storagepb.SplitR
 	return &storagepb.SplitReadStreamResponse{PrimaryStream: &storagepb.ReadStream{Name: q.Name + "a"}, RemainderStream: &storagepb.ReadStream{Name: q.Name + "b"}}, nil
 }
 
-// bearer is a token for each call, over plain HTTP/2 too.
-type bearer string
+// callToken is a token for each call, over plain HTTP/2 too.
+type callToken string
 
-func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+func (b callToken) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
 	return map[string]string{"authorization": "Bearer " + string(b)}, nil
 }
-func (bearer) RequireTransportSecurity() bool { return false }
+func (callToken) RequireTransportSecurity() bool { return false }
 
 func storageClient(t *testing.T, r *harness.Rig, token string) *bqstorage.BigQueryReadClient {
 	t.Helper()
-	conn, err := grpc.NewClient(r.Envoy.Listener, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithPerRPCCredentials(bearer(token)),
+	conn, err := grpc.NewClient(r.Envoy.Listener, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithPerRPCCredentials(callToken(token)),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)))
 	if err != nil {
 		t.Fatal(err)
