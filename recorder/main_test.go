@@ -79,7 +79,16 @@ func TestScripts(t *testing.T) {
 			"erasures": func(ts *testscript.TestScript, neg bool, args []string) {
 				names, err := filepath.Glob(ts.MkAbs("vault/erasures/*.note"))
 				ts.Check(err)
-				ts.Setenv("ERASURE", strings.TrimSuffix(filepath.Base(names[len(names)-1]), ".note"))
+				// Not by name: two of one second differ in what is random.
+				newest, made := "", time.Time{}
+				for _, name := range names {
+					st, err := os.Stat(name)
+					ts.Check(err)
+					if !st.ModTime().Before(made) {
+						newest, made = name, st.ModTime()
+					}
+				}
+				ts.Setenv("ERASURE", strings.TrimSuffix(filepath.Base(newest), ".note"))
 			},
 			"receipt": firstReceipt,
 			// exchange sets a variable to the id of the first line that search printed.
