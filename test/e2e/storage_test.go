@@ -147,17 +147,23 @@ func (callToken) RequireTransportSecurity() bool { return false }
 
 func storageClient(t *testing.T, r *harness.Rig, token string) *bqstorage.BigQueryReadClient {
 	t.Helper()
+	c, err := bqstorage.NewBigQueryReadClient(t.Context(), option.WithGRPCConn(storageConn(t, r, token)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// storageConn is a connection to the gateway that sends the token with each call.
+func storageConn(t *testing.T, r *harness.Rig, token string) *grpc.ClientConn {
+	t.Helper()
 	conn, err := grpc.NewClient(r.Envoy.Listener, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithPerRPCCredentials(callToken(token)),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	c, err := bqstorage.NewBigQueryReadClient(t.Context(), option.WithGRPCConn(conn))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
+	return conn
 }
 
 func readSession(dataset, table string, change ...func(*storagepb.CreateReadSessionRequest)) *storagepb.CreateReadSessionRequest {
@@ -325,7 +331,7 @@ func TestStorageRead(t *testing.T) {
 			}
 		}
 		_, split := b.SplitReadStream(ctx, &storagepb.SplitReadStreamRequest{Name: name})
-		write, err := bqstorage.NewBigQueryWriteClient(ctx, option.WithGRPCConn(a.Connection()))
+		write, err := bqstorage.NewBigQueryWriteClient(ctx, option.WithGRPCConn(storageConn(t, r, alice)))
 		if err != nil {
 			t.Fatal(err)
 		}
