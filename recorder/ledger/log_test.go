@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -42,13 +43,23 @@ type logWorld struct {
 	key     *witness.Key
 	witness *witness.Verifier
 	client  *witness.Client
-	now     time.Time
+
+	mu  sync.Mutex // the log and the witness ask for the time from goroutines of theirs
+	now time.Time
+}
+
+// after moves the world's time on and returns it.
+func (w *logWorld) after(d time.Duration) time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.now = w.now.Add(d)
+	return w.now
 }
 
 // grow lets the sink's log take all that is in the vault.
 func (w *logWorld) grow(t *testing.T, key *witness.Key, v *ledgertest.Vault, clients ...*witness.Client) {
 	t.Helper()
-	l, err := sinklog.Open(t.Context(), sinklog.Config{Vault: logVault{v}, Key: key, Witnesses: clients, Interval: time.Hour, Now: func() time.Time { w.now = w.now.Add(time.Second); return w.now }})
+	l, err := sinklog.Open(t.Context(), sinklog.Config{Vault: logVault{v}, Key: key, Witnesses: clients, Interval: time.Hour, Now: func() time.Time { return w.after(time.Second) }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,7 +108,7 @@ func newLogWorld(t *testing.T) (*logWorld, *ledgertest.Gateway, *ledgertest.Gate
 	if err != nil {
 		t.Fatal(err)
 	}
-	server, err := witness.Open(witness.Config{Key: k, Logs: []note.Verifier{logKey}, State: state, Now: func() time.Time { return w.now }})
+	server, err := witness.Open(witness.Config{Key: k, Logs: []note.Verifier{logKey}, State: state, Now: func() time.Time { return w.after(0) }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +127,7 @@ func newLogWorld(t *testing.T) (*logWorld, *ledgertest.Gateway, *ledgertest.Gate
 		if i%10 == 0 {
 			b.Heartbeat()
 			b.Cut()
-			w.now = w.now.Add(30 * time.Second)
+			w.after(30 * time.Second)
 		}
 		if i%50 == 0 {
 			w.grow(t, w.key, w.vault, w.client)
@@ -137,7 +148,7 @@ func (w *logWorld) verify(t *testing.T, v *ledgertest.Vault, more ...func(*ledge
 	for _, f := range more {
 		f(o)
 	}
-	r, err := ledger.Verify(t.Context(), v, ledger.Options{Log: o, Now: func() time.Time { return w.now.Add(45 * time.Second) }})
+	r, err := ledger.Verify(t.Context(), v, ledger.Options{Log: o, Now: func() time.Time { return w.after(0).Add(45 * time.Second) }})
 	if err != nil {
 		t.Fatal(err)
 	}
