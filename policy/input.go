@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -50,6 +51,21 @@ type Table struct {
 	InformationSchema string   // the view's name in upper case
 	Columns           []string // lower case; empty where AllColumns is true or they are not known
 	AllColumns        bool
+}
+
+// Name is the table's full name, as records have it: "PROJECT.DATASET.TABLE". A
+// view of INFORMATION_SCHEMA belongs to its dataset or project.
+func (t *Table) Name() string {
+	parts := []string{t.Project}
+	if t.Dataset != "" {
+		parts = append(parts, t.Dataset)
+	}
+	if t.InformationSchema != "" {
+		parts = append(parts, "INFORMATION_SCHEMA", t.InformationSchema)
+	} else if t.Table != "" {
+		parts = append(parts, t.Table)
+	}
+	return strings.Join(parts, ".")
 }
 
 // Usage is what the caller used up in the windows of its budgets, before this

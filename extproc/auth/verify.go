@@ -22,14 +22,14 @@ func (v *Verifier) Verify(ctx context.Context, token string) (*Identity, error) 
 	if len(token) > MaxToken {
 		return nil, tooLarge(token)
 	}
-	if v.tokens != nil && minted(token) {
-		return v.tokens.verify(token, v)
-	}
 	sum := sha256.Sum256([]byte(token))
 	if p := v.proofs.get(sum); p != nil {
 		if id := p.holds(ctx, v.now()); id != nil {
 			return id, nil
 		}
+	}
+	if v.tokens != nil && minted(token) {
+		return v.tokens.verify(token, sum, v)
 	}
 	p := &proof{}
 	id, err := v.verify(ctx, token, nil, p)

@@ -25,8 +25,8 @@ func TestTableOf(t *testing.T) {
 		if !ok || got.Project != want.Project || got.Dataset != want.Dataset || got.Table != want.Table || got.InformationSchema != want.InformationSchema {
 			t.Errorf("%s: %+v, %v", name, got, ok)
 		}
-		if nameOf(got) != name {
-			t.Errorf("%s became %s", name, nameOf(got))
+		if got.Name() != name {
+			t.Errorf("%s became %s", name, got.Name())
 		}
 	}
 	for _, name := range []string{"", "t", ".", ".d.t", "..t"} {
@@ -49,7 +49,7 @@ func intent(method, path, query string, call record.Call) *record.Intent {
 
 func names(list []policy.Table) (out []string) {
 	for _, t := range list {
-		out = append(out, t.As+" "+t.Source+" "+nameOf(t))
+		out = append(out, t.As+" "+t.Source+" "+t.Name())
 	}
 	return out
 }

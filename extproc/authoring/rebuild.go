@@ -214,7 +214,7 @@ func known(in *policy.Input, r Recorded, v *record.IntentDetail) {
 	add := func(list *[]policy.Table, uses []record.TableUse, as string) {
 		named := map[string]bool{}
 		for _, t := range *list {
-			named[nameOf(t)] = true
+			named[t.Name()] = true
 		}
 		for _, u := range uses {
 			told = told || u.Source == "dry_run" || u.Source == "job"
@@ -255,20 +255,6 @@ func known(in *policy.Input, r Recorded, v *record.IntentDetail) {
 		}
 		in.SQL.Facts, in.Incomplete = f, nil
 	}
-}
-
-// nameOf is a table's name as records have it.
-func nameOf(t policy.Table) string {
-	parts := []string{t.Project}
-	if t.Dataset != "" {
-		parts = append(parts, t.Dataset)
-	}
-	if t.InformationSchema != "" {
-		parts = append(parts, "INFORMATION_SCHEMA", t.InformationSchema)
-	} else if t.Table != "" {
-		parts = append(parts, t.Table)
-	}
-	return strings.Join(parts, ".")
 }
 
 // tableOf takes a recorded name apart: from its end, for a project can hold dots.

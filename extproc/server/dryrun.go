@@ -128,20 +128,20 @@ func (p *plan) learn(d *dryRun) {
 	named := newNames()
 	seen := newNames()
 	for _, t := range u.writes {
-		named.add(name(&t))
+		named.add(t.Name())
 	}
 	for _, t := range u.reads {
-		named.add(name(&t))
+		named.add(t.Name())
 	}
 	for i := range u.facts.Reads {
 		due = due || listable(&u.facts.Reads[i])
 	}
 	if d.Target != nil {
-		seen.add(name(dry.Target))
+		seen.add(dry.Target.Name())
 	}
 	for _, t := range d.Tables {
 		use := source(t, "from")
-		n := name(&use)
+		n := use.Name()
 		seen.add(n)
 		if !named.has(n) {
 			use.As = asView
@@ -150,8 +150,8 @@ func (p *plan) learn(d *dryRun) {
 		}
 		dry.Tables = append(dry.Tables, use)
 	}
-	if d.Target != nil && !named.has(name(dry.Target)) {
-		dry.OnlyDryRun = append(dry.OnlyDryRun, name(dry.Target))
+	if d.Target != nil && !named.has(dry.Target.Name()) {
+		dry.OnlyDryRun = append(dry.OnlyDryRun, dry.Target.Name())
 		u.writes = append(u.writes, *dry.Target)
 	}
 	for i := range u.facts.Reads {
@@ -391,21 +391,10 @@ type jobFacts struct {
 	} `json:"statistics"`
 }
 
-type tableReference struct {
-	ProjectID string `json:"projectId"`
-	DatasetID string `json:"datasetId"`
-	TableID   string `json:"tableId"`
-}
-
 type routineReference struct {
 	ProjectID string `json:"projectId"`
 	DatasetID string `json:"datasetId"`
 	RoutineID string `json:"routineId"`
-}
-
-type jobError struct {
-	Reason  string `json:"reason"`
-	Message string `json:"message"`
 }
 
 // number is an int64 as BigQuery writes one: a string, or a number.
@@ -424,22 +413,14 @@ func (n *number) UnmarshalJSON(b []byte) error {
 // nothing of the text.
 func readDryRun(status int, answer []byte, project string) (*dryRun, error) {
 	if status != http.StatusOK {
-		var e struct {
-			Error struct {
-				Message string     `json:"message"`
-				Errors  []jobError `json:"errors"`
-			} `json:"error"`
-		}
-		if err := json.Unmarshal(answer, &e); err != nil || e.Error.Message == "" {
+		message, reason := errorIn(answer)
+		if message == "" {
 			return nil, fmt.Errorf("jobs.insert answered %d and no text", status)
 		}
 		if status != http.StatusBadRequest && status != http.StatusNotFound && status != http.StatusForbidden {
 			return nil, fmt.Errorf("jobs.insert answered %d", status)
 		}
-		d := &dryRun{Refused: e.Error.Message, Status: status}
-		if len(e.Error.Errors) > 0 {
-			d.Reason = e.Error.Errors[0].Reason
-		}
+		d := &dryRun{Refused: message, Status: status, Reason: reason}
 		switch d.Reason {
 		case "rateLimitExceeded", "quotaExceeded", "backendError", "internalError":
 			return nil, fmt.Errorf("jobs.insert answered %d %s", status, d.Reason)
@@ -537,11 +518,10 @@ func parameterTypes(parameters json.RawMessage) string {
 // ask the same at the same time wait for one answer. It is safe for concurrent
 // use.
 type DryRuns struct {
-	keep  time.Duration
-	limit int
+	keep time.Duration
 
-	mu         sync.Mutex
-	young, old map[[sha256.Size]byte]*flight
+	mu sync.Mutex
+	recent[[sha256.Size]byte, *flight]
 }
 
 // flight is a question: under way until done is closed.
@@ -554,17 +534,17 @@ type flight struct {
 // NewDryRuns returns an empty memory of at most limit answers, each kept for
 // that long. With a time of 0 nothing is kept.
 func NewDryRuns(keep time.Duration, limit int) *DryRuns {
-	return &DryRuns{keep: keep, limit: max(limit/2, 1), young: map[[sha256.Size]byte]*flight{}}
+	return &DryRuns{keep: keep, recent: newRecent[[sha256.Size]byte, *flight](limit)}
 }
 
 // get returns the answer that there is or is under way, or asks.
 func (d *DryRuns) get(ctx context.Context, key [sha256.Size]byte, now func() time.Time, ask func() (*dryRun, error)) (*dryRun, error) {
 	for {
 		d.mu.Lock()
-		f := d.find(key)
-		if f == nil {
+		f, ok := d.find(key)
+		if !ok {
 			f = &flight{done: make(chan struct{})}
-			d.store(key, f)
+			d.put(key, f)
 			d.mu.Unlock()
 			return d.fly(key, f, now, ask)
 		}
@@ -600,25 +580,7 @@ func (d *DryRuns) fly(key [sha256.Size]byte, f *flight, now func() time.Time, as
 	return ask()
 }
 
-// find, store and forget need the mutex.
-func (d *DryRuns) find(key [sha256.Size]byte) *flight {
-	if f := d.young[key]; f != nil {
-		return f
-	}
-	f := d.old[key]
-	if f != nil {
-		d.store(key, f)
-	}
-	return f
-}
-
-func (d *DryRuns) store(key [sha256.Size]byte, f *flight) {
-	if len(d.young) >= d.limit {
-		d.old, d.young = d.young, make(map[[sha256.Size]byte]*flight, d.limit)
-	}
-	d.young[key] = f
-}
-
+// forget needs the mutex.
 func (d *DryRuns) forget(key [sha256.Size]byte, f *flight) {
 	if d.young[key] == f {
 		delete(d.young, key)

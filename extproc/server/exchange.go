@@ -322,7 +322,6 @@ func (x *exchange) decide() {
 		x.turnDown(refused)
 		return
 	}
-	x.up.full, x.sent.full, x.down.full = x.plan.full, x.plan.full, x.plan.full // a tool's connection is known now
 	if x.plan.answer != nil {
 		x.answer(x.plan.answer)
 		return

@@ -104,9 +104,6 @@ func (g *Gate) analyse(ctx context.Context, p *plan) *refusal {
 		p.tellCall()
 		return nil
 	}
-	if id := p.facts.SessionID; id != "" && g.Sessions != nil {
-		o.Temporary = g.Sessions.Temporary(bigquery.SessionKey(p.call.Project, id))
-	}
 	limited, cancel := context.WithTimeout(ctx, g.analysisTime())
 	defer cancel()
 	f := g.SQL.AnalyzeBody(limited, body, p.facts.SQL, o)
@@ -312,7 +309,7 @@ func (p *plan) tableUses(list []policy.Table) []record.TableUse {
 	var out []record.TableUse
 	seen := make(map[record.TableUse]bool, len(list))
 	for i := range list {
-		u := record.TableUse{Table: name(&list[i]), Source: list[i].Source}
+		u := record.TableUse{Table: list[i].Name(), Source: list[i].Source}
 		switch as := list[i].As; as {
 		case "copy", "extract", "load":
 			if u.Source = as; p.route.Upload != bigquery.UploadNone {
@@ -338,21 +335,6 @@ func distinct(names []string) []string {
 		}
 	}
 	return out
-}
-
-// name is a table's full name. A view of INFORMATION_SCHEMA belongs to its
-// dataset, region or project.
-func name(t *policy.Table) string {
-	parts := []string{t.Project}
-	if t.Dataset != "" {
-		parts = append(parts, t.Dataset)
-	}
-	if t.InformationSchema != "" {
-		parts = append(parts, "INFORMATION_SCHEMA", t.InformationSchema)
-	} else if t.Table != "" {
-		parts = append(parts, t.Table)
-	}
-	return strings.Join(parts, ".")
 }
 
 func (p *plan) routineName() string {

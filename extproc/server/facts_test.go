@@ -42,7 +42,7 @@ func forbids(dataset string) rules {
 	return func(in *policy.Input) *policy.Decision {
 		for _, t := range slices.Concat(in.Reads, in.Writes) {
 			if t.Dataset == dataset {
-				return &policy.Decision{Reasons: []policy.Reason{{Code: "dataset_denied", Message: "no " + name(&t)}}}
+				return &policy.Decision{Reasons: []policy.Reason{{Code: "dataset_denied", Message: "no " + t.Name()}}}
 			}
 		}
 		if in.SQL != nil && in.SQL.DryRun == nil && in.Request.JobType == "query" {

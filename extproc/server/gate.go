@@ -269,16 +269,16 @@ func (g *Gate) decide(ctx context.Context, p *plan, body []byte, probe prober) *
 	if refusal := beyond(&p.facts); refusal != nil {
 		return refusal
 	}
-	if p.route.UploadID != "" {
+	switch {
+	case p.route.UploadID != "":
 		if refusal := g.resume(p); refusal != nil {
 			return refusal
 		}
+	case p.route.Upload == bigquery.UploadStart:
+		g.starts(p)
 	}
 	p.target()
 	if refusal := g.understand(ctx, p); refusal != nil {
-		return refusal
-	}
-	if refusal := inSession(p, p.uses.facts); refusal != nil {
 		return refusal
 	}
 	decision, refusal := g.policy(ctx, p, probe)
@@ -305,7 +305,6 @@ func (g *Gate) decide(ctx context.Context, p *plan, body []byte, probe prober) *
 	if p.owner, refusal = ownerFor(p.identity, decision); refusal != nil {
 		return refusal
 	}
-	g.begins(p, p.owner)
 	if p.begins != nil {
 		p.begins(p.owner)
 	}
@@ -353,6 +352,9 @@ func (g *Gate) analysisTime() time.Duration {
 
 var refusalCredential = refusal{status: 503, reason: bigquery.ReasonBackendError, code: "credential_unavailable", by: "credential",
 	message: "The gateway has no credential for BigQuery at the moment. Try again later; the operator finds the cause in the gateway's log."}
+
+var refusalGoogleCredential = refusal{status: http.StatusServiceUnavailable, reason: bigquery.ReasonBackendError, code: "credential_refused", by: "credential",
+	message: "BigQuery refused the gateway's own credential; the caller's token is not the cause. Try again later and tell the operator."}
 
 func policyFailed(why string) *refusal {
 	return &refusal{status: 403, reason: bigquery.ReasonAccessDenied, code: string(policy.CodeError), by: "policy",

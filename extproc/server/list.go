@@ -108,19 +108,11 @@ func (g *Gate) listJobs(ctx context.Context, p *plan, probe prober) *refusal {
 
 // listRefused passes BigQuery's own refusal on.
 func (g *Gate) listRefused(status int, body []byte) *refusal {
-	var e struct {
-		Error struct {
-			Message string `json:"message"`
-			Errors  []struct {
-				Reason string `json:"reason"`
-			} `json:"errors"`
-		} `json:"error"`
-	}
 	r := &refusal{status: status, reason: bigquery.ReasonInvalid, code: "jobs_unlisted", by: "upstream", message: "BigQuery refused to list the jobs."}
-	if json.Unmarshal(body, &e) == nil && e.Error.Message != "" && status != http.StatusUnauthorized {
-		r.message = "BigQuery refused to list the jobs: " + e.Error.Message
-		if len(e.Error.Errors) > 0 && e.Error.Errors[0].Reason != "" {
-			r.reason = e.Error.Errors[0].Reason
+	if message, reason := errorIn(body); message != "" && status != http.StatusUnauthorized {
+		r.message = "BigQuery refused to list the jobs: " + message
+		if reason != "" {
+			r.reason = reason
 		}
 	}
 	if status == http.StatusUnauthorized || status < 400 || status > 599 { // about the gateway's credential, not the caller's

@@ -87,8 +87,7 @@ func (g *Gate) askTool(ctx context.Context, p *plan, probe prober) *refusal {
 		return &refusal{status: 502, reason: bigquery.ReasonBackendError, code: "tool_unanswered", by: "upstream",
 			message: "BigQuery gave no answer that the gateway can pass on: none came, or it is too large. Ask for less at once (maxResults, pageSize), or try again later."}
 	case status == http.StatusUnauthorized:
-		return &refusal{status: 503, reason: bigquery.ReasonBackendError, code: "credential_refused", by: "credential",
-			message: "BigQuery refused the gateway's own credential; the caller's token is not the cause. Try again later and tell the operator."}
+		return &refusalGoogleCredential
 	}
 	var line json.RawMessage
 	if line, err = json.Marshal(json.RawMessage(body)); err != nil { // on one line

@@ -240,11 +240,7 @@ type jobResource struct {
 	Configuration struct {
 		Labels map[string]string `json:"labels"`
 		Query  struct {
-			DestinationTable struct {
-				ProjectID string `json:"projectId"`
-				DatasetID string `json:"datasetId"`
-				TableID   string `json:"tableId"`
-			} `json:"destinationTable"`
+			DestinationTable tableReference `json:"destinationTable"`
 		} `json:"query"`
 	} `json:"configuration"`
 	Statistics struct {
@@ -260,21 +256,9 @@ const jobFields = "jobReference,user_email,configuration(labels,query(destinatio
 
 // askJob reads a job from BigQuery: another replica may have made it.
 func (g *Gate) askJob(ctx context.Context, j *record.Job, probe prober) (*jobResource, error) {
-	q := url.Values{"fields": {jobFields}}
-	if j.Location != "" {
-		q.Set("location", j.Location)
-	}
-	path := "/bigquery/v2/projects/" + url.PathEscape(j.Project) + "/jobs/" + url.PathEscape(j.ID) + "?" + q.Encode()
-	status, body, err := probe(ctx, "owner of job", http.MethodGet, path, nil)
-	if err != nil {
-		return nil, err
-	}
-	if status != http.StatusOK {
-		return nil, fmt.Errorf("jobs.get answered %d", status)
-	}
 	job := &jobResource{}
-	if err := json.Unmarshal(body, job); err != nil {
-		return nil, errors.New("jobs.get answered with something that is no job")
+	if err := readJob(ctx, j, "owner of job", jobFields, probe, job); err != nil {
+		return nil, err
 	}
 	if job.JobReference.ProjectID == "" {
 		job.JobReference.ProjectID = j.Project

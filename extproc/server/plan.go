@@ -225,8 +225,7 @@ func (p *plan) responseHead(h *extproc.HttpHeaders, receipt string) (*record.Hea
 			if head.Status == http.StatusUnauthorized {
 				// It is about the gateway's credential. Passed on, the caller would
 				// take it for its own token's fault and renew that.
-				refused = &refusal{status: 503, reason: "backendError", code: "credential_refused", by: "credential",
-					message: "BigQuery refused the gateway's own credential; the caller's token is not the cause. Try again later and tell the operator."}
+				refused = &refusalGoogleCredential
 			}
 			continue
 		case strings.HasPrefix(name, ":"):

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"strings"
 	"time"
 
@@ -129,11 +128,7 @@ func (s *Server) cancel(ctx context.Context, g *Gate, j RunningJob) error {
 		}
 	}
 	if err == nil {
-		path := "/bigquery/v2/projects/" + url.PathEscape(j.Job.Project) + "/jobs/" + url.PathEscape(j.Job.ID) + "/cancel"
-		if j.Job.Location != "" {
-			path += "?location=" + url.QueryEscape(j.Job.Location)
-		}
-		status, _, err = probe(ctx, "cancel of a revoked caller's job", http.MethodPost, path, nil)
+		status, _, err = probe(ctx, "cancel of a revoked caller's job", http.MethodPost, jobPath(&j.Job, "/cancel", nil), nil)
 	}
 	if x.id.Sequence == 0 {
 		return err

@@ -2,8 +2,6 @@ package server
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -65,14 +63,14 @@ func (p *plan) reaches() {
 	}
 	r := &reach{tables: newNames()}
 	for i := range p.uses.reads {
-		r.tables.add(name(&p.uses.reads[i]))
+		r.tables.add(p.uses.reads[i].Name())
 	}
 	for i := range p.uses.writes {
-		r.tables.add(name(&p.uses.writes[i]))
+		r.tables.add(p.uses.writes[i].Name())
 	}
 	for i := range dry.Tables {
-		r.tables.add(name(&dry.Tables[i]))
-		r.listed = append(r.listed, name(&dry.Tables[i]))
+		r.tables.add(dry.Tables[i].Name())
+		r.listed = append(r.listed, dry.Tables[i].Name())
 	}
 	p.reach = r
 }
@@ -103,54 +101,36 @@ func (g *Gate) reached(ctx context.Context, p *plan, probe prober) *refusal {
 	if g.Reaches == nil {
 		return nil
 	}
+	job, ended := p.route.Job, true
 	switch {
-	case p.call.Method == "bigquery.jobs.getQueryResults" && p.route.Job != nil:
-		key := bigquery.JobKey(*p.route.Job)
-		r, known := g.Reaches.of(key)
-		if !known {
-			// It is an own job; nobody has looked at its label yet.
-			if err := g.askReach(ctx, p.route.Job, probe); err != nil {
-				return unchecked()
-			}
-			r, _ = g.Reaches.of(key)
-		}
-		p.reach = r
-	case p.storage != nil && p.route.Job != nil:
-		key := bigquery.JobKey(*p.route.Job)
-		r, known := g.Reaches.of(key)
-		if !known {
-			if err := g.askReach(ctx, p.route.Job, probe); err != nil {
-				return unchecked()
-			}
-			r, _ = g.Reaches.of(key)
-		}
-		if r == nil {
-			return nil
-		}
-		p.reach = r
-		defer func() { p.reach = nil }()
-		return g.finished(ctx, p, bigquery.ResponseFacts{Job: p.route.Job}, probe)
+	case p.call.Method == "bigquery.jobs.getQueryResults" && job != nil:
+		ended = false // its rows tell
+	case p.storage != nil && job != nil:
 	case p.route.Table != "" && strings.HasPrefix(p.call.Dataset, "_"):
 		t := bigquery.Table{Project: p.call.Project, Dataset: p.call.Dataset, Table: p.call.Table}
-		job, ok := g.Reaches.behind(bigquery.TableKey(t))
+		behind, ok := g.Reaches.behind(bigquery.TableKey(t))
 		if !ok {
 			return nil
 		}
-		r, known := g.Reaches.of(bigquery.JobKey(job))
-		if !known {
-			if err := g.askReach(ctx, &job, probe); err != nil {
-				return unchecked()
-			}
-			r, _ = g.Reaches.of(bigquery.JobKey(job))
-		}
-		if r == nil {
-			return nil
-		}
-		p.reach = r
-		defer func() { p.reach = nil }()
-		return g.finished(ctx, p, bigquery.ResponseFacts{Job: &job}, probe)
+		job = &behind
+	default:
+		return nil
 	}
-	return nil
+	key := bigquery.JobKey(*job)
+	r, known := g.Reaches.of(key)
+	if !known {
+		// It is an own job; nobody has looked at its label yet.
+		if err := g.askReach(ctx, job, probe); err != nil {
+			return unchecked()
+		}
+		r, _ = g.Reaches.of(key)
+	}
+	p.reach = r
+	if !ended || r == nil {
+		return nil
+	}
+	defer func() { p.reach = nil }()
+	return g.finished(ctx, p, bigquery.ResponseFacts{Job: job}, probe)
 }
 
 func unchecked() *refusal {
@@ -226,21 +206,10 @@ func fullName(t *sql.Table) string {
 
 // askFinished asks for what a job referenced.
 func (g *Gate) askFinished(ctx context.Context, j *record.Job, probe prober) (*jobFacts, error) {
-	q := url.Values{"fields": {"configuration(query(destinationTable)),status(state),statistics(totalBytesProcessed,query(statementType,totalBytesProcessed,cacheHit,referencedTables,referencedRoutines,ddlTargetTable))"}}
-	if j.Location != "" {
-		q.Set("location", j.Location)
-	}
-	path := "/bigquery/v2/projects/" + url.PathEscape(j.Project) + "/jobs/" + url.PathEscape(j.ID) + "?" + q.Encode()
-	status, body, err := probe(ctx, "tables of the finished job", http.MethodGet, path, nil)
-	if err != nil {
-		return nil, err
-	}
-	if status != http.StatusOK {
-		return nil, fmt.Errorf("jobs.get answered %d", status)
-	}
+	const fields = "configuration(query(destinationTable)),status(state),statistics(totalBytesProcessed,query(statementType,totalBytesProcessed,cacheHit,referencedTables,referencedRoutines,ddlTargetTable))"
 	var job jobFacts
-	if err := json.Unmarshal(body, &job); err != nil {
-		return nil, errors.New("jobs.get answered with something that is no job")
+	if err := readJob(ctx, j, "tables of the finished job", fields, probe, &job); err != nil {
+		return nil, err
 	}
 	if job.Status.State != "DONE" {
 		return nil, fmt.Errorf("the job is %q, and its rows are there", job.Status.State)
@@ -252,18 +221,15 @@ func (g *Gate) askFinished(ctx context.Context, j *record.Job, probe prober) (*j
 // tables. What it has forgotten it says it does not know, and then the job's
 // label is asked for. It is safe for concurrent use.
 type Reaches struct {
-	limit int
-
-	mu         sync.Mutex
-	young, old map[bigquery.Key]*reach // nil: nothing is due
-	results    map[bigquery.Key]record.Job
-	order      []bigquery.Key // of results
-	forgot     bool           // something was
+	mu                           sync.Mutex
+	recent[bigquery.Key, *reach] // nil: nothing is due
+	results                      map[bigquery.Key]record.Job
+	order                        []bigquery.Key // of results
 }
 
 // NewReaches returns an empty register for about limit jobs.
 func NewReaches(limit int) *Reaches {
-	return &Reaches{limit: max(limit/2, 1), young: map[bigquery.Key]*reach{}, results: map[bigquery.Key]record.Job{}}
+	return &Reaches{recent: newRecent[bigquery.Key, *reach](limit), results: map[bigquery.Key]record.Job{}}
 }
 
 // made notes a job that this replica has made and that is to be compared.
@@ -339,24 +305,4 @@ func (r *Reaches) behind(table bigquery.Key) (record.Job, bool) {
 	defer r.mu.Unlock()
 	j, ok := r.results[table]
 	return j, ok
-}
-
-// find and put need the mutex.
-func (r *Reaches) find(key bigquery.Key) (*reach, bool) {
-	if w, ok := r.young[key]; ok {
-		return w, true
-	}
-	w, ok := r.old[key]
-	if ok {
-		r.put(key, w)
-	}
-	return w, ok
-}
-
-func (r *Reaches) put(key bigquery.Key, what *reach) {
-	if _, ok := r.young[key]; !ok && len(r.young) >= r.limit {
-		r.forgot = r.forgot || r.old != nil
-		r.old, r.young = r.young, make(map[bigquery.Key]*reach, r.limit)
-	}
-	r.young[key] = what
 }

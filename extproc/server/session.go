@@ -18,10 +18,8 @@ import (
 // replica saw them made. What it does not know is resolved as any name is, or not
 // at all: then the query is refused. It is safe for concurrent use.
 type Sessions struct {
-	limit int
-
-	mu         sync.Mutex
-	young, old map[bigquery.Key][]string
+	mu sync.Mutex
+	recent[bigquery.Key, []string]
 }
 
 // maxTemporary is how many temporary objects of one session are remembered.
@@ -29,44 +27,29 @@ const maxTemporary = 1000
 
 // NewSessions returns a memory for about limit sessions.
 func NewSessions(limit int) *Sessions {
-	return &Sessions{limit: max(limit/2, 1), young: map[bigquery.Key][]string{}}
+	return &Sessions{recent: newRecent[bigquery.Key, []string](limit)}
 }
 
 // Temporary returns the names of a session's temporary objects.
 func (s *Sessions) Temporary(key bigquery.Key) []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.find(key)
+	names, _ := s.find(key)
+	return names
 }
 
 // Made adds names to a session's.
 func (s *Sessions) Made(key bigquery.Key, names []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	have := slices.Clone(s.find(key))
+	known, _ := s.find(key)
+	have := slices.Clone(known)
 	for _, n := range names {
 		if len(have) < maxTemporary && !slices.Contains(have, n) {
 			have = append(have, n)
 		}
 	}
-	s.store(key, have)
-}
-
-func (s *Sessions) find(key bigquery.Key) []string {
-	have, ok := s.young[key]
-	if !ok {
-		if have, ok = s.old[key]; ok {
-			s.store(key, have)
-		}
-	}
-	return have
-}
-
-func (s *Sessions) store(key bigquery.Key, names []string) {
-	if _, ok := s.young[key]; !ok && len(s.young) >= s.limit {
-		s.old, s.young = s.young, make(map[bigquery.Key][]string, s.limit)
-	}
-	s.young[key] = names
+	s.put(key, have)
 }
 
 // inSession refuses what would change the meaning of later queries of a session.

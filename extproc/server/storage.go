@@ -3,9 +3,6 @@ package server
 import (
 	"bytes"
 	"context"
-	"crypto/hmac"
-	"encoding/base64"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"slices"
@@ -39,22 +36,7 @@ type streamProof struct {
 // maxProofColumns bounds the columns in a name, in bytes: names go in headers too.
 const maxProofColumns = 1024
 
-// sealStream returns the proof of a stream: base64url of the JSON, a dot, and an
-// HMAC over it and BigQuery's own name.
-func (g *Gate) sealStream(name string, s streamProof) string {
-	b, _ := json.Marshal(s) // of strings alone
-	text := base64.RawURLEncoding.EncodeToString(b)
-	return text + "." + g.mac("verbatim/stream/1", name, text)
-}
-
-func (g *Gate) openStream(name, proof string) (s streamProof, ok bool) {
-	text, mac, _ := strings.Cut(proof, ".")
-	if !hmac.Equal([]byte(mac), []byte(g.mac("verbatim/stream/1", name, text))) {
-		return s, false
-	}
-	b, err := base64.RawURLEncoding.DecodeString(text)
-	return s, err == nil && json.Unmarshal(b, &s) == nil
-}
+const kindStream = "verbatim/stream/1"
 
 // storageRead takes a request to the Storage Read API in: which table it reads,
 // whose the stream is, and what goes upstream in its place.
@@ -69,12 +51,12 @@ func (g *Gate) storageRead(ctx context.Context, p *plan, body []byte) *refusal {
 		p.route.Kind = bigquery.KindQuery // the rows of a query's result, as jobs.getQueryResults
 		p.route.Job, p.call.Job = s.Job, s.Job
 	case s.Stream != "":
-		proof, ok := g.openStream(s.Stream, s.Proof)
-		if !ok || !isOneOf(proof.Owner, ownersOf(p.identity)) {
+		var proof streamProof
+		if !g.opened(kindStream, s.Stream, s.Proof, &proof) || !isOneOf(proof.Owner, ownersOf(p.identity)) {
 			return notOwned("stream")
 		}
 		project, t, columns = proof.Project, proof.Table, proof.Columns
-		p.sealStreams = func(name string) string { return g.sealStream(name, proof) }
+		p.sealStreams = func(name string) string { return g.sealed(kindStream, name, proof) }
 	}
 	p.call.Project = project
 	if r := g.connect(p); r != nil {
@@ -123,7 +105,7 @@ func (g *Gate) storageRead(ctx context.Context, p *plan, body []byte) *refusal {
 				if !use.AllColumns && len(strings.Join(use.Columns, " ")) <= maxProofColumns {
 					proof.Columns = use.Columns
 				}
-				p.sealStreams = func(name string) string { return g.sealStream(name, proof) }
+				p.sealStreams = func(name string) string { return g.sealed(kindStream, name, proof) }
 			}
 		}
 	}
@@ -210,6 +192,3 @@ func grpcError(trailers []record.Header) string {
 
 // unauthenticated is the gRPC status that is about the gateway's credential.
 const unauthenticated = "16"
-
-var refusalGoogleCredential = refusal{status: http.StatusServiceUnavailable, reason: bigquery.ReasonBackendError, code: "credential_refused", by: "credential",
-	message: "BigQuery refused the gateway's own credential; the caller's token is not the cause. Try again later and tell the operator."}

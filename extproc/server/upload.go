@@ -17,38 +17,44 @@ type uploadProof struct {
 	Destination bigquery.Table `json:"d"`
 }
 
-// seal returns the proof of an upload for the address that its caller gets:
-// base64url of the JSON, a dot, and an HMAC over it and the upload's id.
-func (g *Gate) sealUpload(id string, u uploadProof) string {
-	b, _ := json.Marshal(u) // of strings alone
+// sealed returns what is stated about a name that BigQuery gave out, for the
+// caller to bring back: base64url of the JSON, a dot, and an HMAC over it and the
+// name. kind keeps one use of it from passing for another.
+func (g *Gate) sealed(kind, name string, stated any) string {
+	b, _ := json.Marshal(stated) // of strings alone
 	text := base64.RawURLEncoding.EncodeToString(b)
-	return text + "." + g.mac("verbatim/upload/1", id, text)
+	return text + "." + g.mac(kind, name, text)
 }
 
-func (g *Gate) openUpload(id, proof string) (u uploadProof, ok bool) {
+// opened reads what sealed wrote into stated, and reports whether it did.
+func (g *Gate) opened(kind, name, proof string, stated any) bool {
 	text, mac, _ := strings.Cut(proof, ".")
-	if !hmac.Equal([]byte(mac), []byte(g.mac("verbatim/upload/1", id, text))) {
-		return u, false
+	if !hmac.Equal([]byte(mac), []byte(g.mac(kind, name, text))) {
+		return false
 	}
 	b, err := base64.RawURLEncoding.DecodeString(text)
-	return u, err == nil && json.Unmarshal(b, &u) == nil
+	return err == nil && json.Unmarshal(b, stated) == nil
 }
 
-// begins makes the plan of an upload's start put the proof into its address.
-func (g *Gate) begins(p *plan, owner bigquery.Owner) {
-	if p.route.Upload != bigquery.UploadStart || p.facts.Destination == nil {
+const kindUpload = "verbatim/upload/1"
+
+// starts makes the plan of an upload's start put the proof into its address.
+func (g *Gate) starts(p *plan) {
+	if p.facts.Destination == nil {
 		return
 	}
-	u := uploadProof{owner, *p.facts.Destination}
-	p.sealUpload = func(id string) string { return g.sealUpload(id, u) }
+	to := *p.facts.Destination
+	p.begins = func(owner bigquery.Owner) {
+		p.sealUpload = func(id string) string { return g.sealed(kindUpload, id, uploadProof{owner, to}) }
+	}
 }
 
 // resume reads what a chunk of an upload belongs to: the job stood in the
 // request that began it. Whose it is comes before the policy, whose reasons may
 // name the destination.
 func (g *Gate) resume(p *plan) *refusal {
-	u, ok := g.openUpload(p.route.UploadID, p.route.UploadProof)
-	if !ok || !isOneOf(u.Owner, ownersOf(p.identity)) {
+	var u uploadProof
+	if !g.opened(kindUpload, p.route.UploadID, p.route.UploadProof, &u) || !isOneOf(u.Owner, ownersOf(p.identity)) {
 		return notOwned("upload")
 	}
 	p.facts.JobType, p.facts.Destination = bigquery.JobLoad, &u.Destination
