@@ -225,13 +225,7 @@ func directReadsText(r *directreads.Report, buckets []string) string {
 		return b.String()
 	}
 	b.WriteString("NOT CLEAN:")
-	for i, c := range slices.Sorted(maps.Keys(r.Counts)) {
-		if i > 0 {
-			b.WriteString(",")
-		}
-		fmt.Fprintf(&b, " %d %s", r.Counts[c], c)
-	}
-	b.WriteString("\n")
+	writeCounts(&b, r.Counts)
 	return b.String()
 }
 

@@ -381,13 +381,7 @@ func reconcileText(r *reconcile.Report) string {
 	}
 	if len(r.Findings) > 0 {
 		b.WriteString("\nNOT COMPLETE:")
-		for i, c := range slices.Sorted(maps.Keys(r.Counts)) {
-			if i > 0 {
-				b.WriteString(",")
-			}
-			fmt.Fprintf(&b, " %d %s", r.Counts[c], c)
-		}
-		b.WriteString("\n")
+		writeCounts(&b, r.Counts)
 		return b.String()
 	}
 	b.WriteString("Complete: every job of the list is on record, and every record has its job.\n")
@@ -400,4 +394,15 @@ func percent(p float64) string {
 		p = 99.99
 	}
 	return fmt.Sprintf("%.2f", p)
+}
+
+// writeCounts ends a line with how often each code was found.
+func writeCounts[C ~string](b *strings.Builder, counts map[C]int64) {
+	for i, c := range slices.Sorted(maps.Keys(counts)) {
+		if i > 0 {
+			b.WriteString(",")
+		}
+		fmt.Fprintf(b, " %d %s", counts[c], c)
+	}
+	b.WriteString("\n")
 }

@@ -73,7 +73,7 @@ func (c *verifier) erasure(id string) (*Erasure, error) {
 		c.erasures.notes[id] = nil
 		return nil, nil
 	}
-	b, err := c.small(name)
+	b, err := c.small(name, vault.MaxErasure)
 	if errors.Is(err, fs.ErrNotExist) {
 		return wrong("a key's tombstone says that it was erased by erasure %s, of which there is no note: it was taken away, or somebody else removed the key", id)
 	}
@@ -104,14 +104,19 @@ func (c *verifier) erasure(id string) (*Erasure, error) {
 	return x, nil
 }
 
-// small reads a note.
-func (c *verifier) small(name string) ([]byte, error) {
+// small reads a note, and of a longer one a byte beyond the limit. An error is
+// [fs.ErrNotExist] where there is none.
+func (c *verifier) small(name string, limit int64) ([]byte, error) {
 	r, err := c.vault.Open(c.ctx, name)
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
-	return io.ReadAll(io.LimitReader(r, vault.MaxErasure+1))
+	b, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return b, nil
 }
 
 // missing judges a key that is not there: it was erased, as a note says, or it
@@ -157,7 +162,7 @@ func (c *verifier) finishErasures() error {
 		if x == nil {
 			continue
 		}
-		b, err := c.small(vault.CompletionName(id))
+		b, err := c.small(vault.CompletionName(id), vault.MaxErasure)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 		case err != nil:

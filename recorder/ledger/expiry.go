@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"math"
 	"slices"
@@ -444,17 +443,12 @@ func (c *verifier) key(e *epoch) error {
 // copied reads the copy of an open record, nil where there is none. One that is
 // none is a finding.
 func (c *verifier) copied(path string) (*record.Frame, error) {
-	r, err := c.vault.Open(c.ctx, path)
+	b, err := c.small(path, maxOpen)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
-	}
-	defer r.Close()
-	b, err := io.ReadAll(io.LimitReader(r, maxOpen+1))
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	f, n, err := record.Decode(b)
 	if err == nil && (n != len(b) || f.Kind != record.KindOpen || f.Sequence != 1) {
@@ -595,17 +589,12 @@ func (e *epoch) pass(last uint64, head record.ChainHead, known bool) {
 
 // note reads an expiry note. One that is none is a finding.
 func (c *verifier) note(path string) (*vault.Expiry, error) {
-	r, err := c.vault.Open(c.ctx, path)
+	b, err := c.small(path, vault.MaxExpiry)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
-	}
-	defer r.Close()
-	b, err := io.ReadAll(io.LimitReader(r, vault.MaxExpiry+1))
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	note, err := vault.ParseExpiry(b)
 	if err != nil {

@@ -3,7 +3,6 @@ package ledger
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"math"
 	"slices"
@@ -68,16 +67,12 @@ func (c *verifier) readSalvage() error {
 			s.aside += o.Last - o.First + 1
 			continue
 		}
-		r, err := c.vault.Open(c.ctx, path)
+		b, err := c.small(path, vault.MaxSalvage)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
 			return err
-		}
-		b, err := io.ReadAll(io.LimitReader(r, vault.MaxSalvage+1))
-		if err = errors.Join(err, r.Close()); err != nil {
-			return fmt.Errorf("%s: %w", path, err)
 		}
 		n, err := vault.ParseSalvage(path, b)
 		switch {
@@ -182,16 +177,12 @@ func (c *verifier) goesOn(e *epoch, s *record.Statement, span *record.Retained, 
 		return nil
 	}
 	name := vault.SalvageName(e.gateway, e.id, vault.SalvageCut, p.own)
-	r, err := c.vault.Open(c.ctx, name)
+	b, err := c.small(name, vault.MaxSalvage)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return err
-	}
-	b, err := io.ReadAll(io.LimitReader(r, vault.MaxSalvage+1))
-	if err = errors.Join(err, r.Close()); err != nil {
-		return fmt.Errorf("%s: %w", name, err)
 	}
 	if n, err := vault.ParseSalvage(name, b); err != nil || n.Last != p.last {
 		return nil //nolint:nilerr // readSalvage says so
